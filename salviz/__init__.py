@@ -1,0 +1,32 @@
+"""Salviz: saliency maps of image classifiers, and how far they can be trusted.
+
+Importing this package is cheap: torch and the model libraries are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from salviz.errors import SalvizError
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from salviz.classifiers.loading import load
+    from salviz.exploration import explore
+    from salviz.request import Request
+
+_LAZY = {
+    "load": "salviz.classifiers.loading",
+    "explore": "salviz.exploration",
+    "Request": "salviz.request",
+}
+
+__all__ = ["Request", "SalvizError", "__version__", "explore", "load"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the module holds
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'salviz' has no attribute {name!r}")

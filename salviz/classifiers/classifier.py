@@ -1,0 +1,119 @@
+"""What is explained: an image classifier with everything a saliency map needs to know about it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from salviz.classifiers.labels import Labels
+from salviz.classifiers.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    # threading.RLock is a factory function at run time; the type has another name.
+    from _thread import RLock
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of the same architecture saved during training (COSE's changed models)."""
+
+    label: str
+    path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A classifier as its source gives it: on the CPU, not yet frozen, placed or probed.
+
+    Attributes:
+        id: See `Classifier`.
+        title: See `Classifier`.
+        module: With its weights loaded.
+        preprocessing: See `Classifier`.
+        labels: Names of the classes, as far as the source knows them.
+        architecture: See `Classifier`.
+        rebuild: See `Classifier`.
+        checkpoints: See `Classifier`.
+    """
+
+    id: str
+    title: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    labels: Labels
+    architecture: str
+    rebuild: Callable[[], nn.Module]
+    checkpoints: tuple[Checkpoint, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A frozen, eval-mode image classifier.
+
+    Attributes:
+        id: Public, stable id, as accepted by `salviz.load`.
+        title: Name shown to people.
+        module: `(N, 3, H, W)` float32 in model space -> `(N, K)` logits. All parameters have
+            `requires_grad` False. The module is shared: hold `lock` while attaching hooks.
+        preprocessing: From a photograph to model space, and back to places on the photograph.
+        labels: Names of the K classes.
+        architecture: The builder's name for it, e.g. `timm:resnet50.a1_in1k`.
+        digest: Hex content digest of the weights (names, shapes, dtypes and values of the state dict).
+        rebuild: Makes the same architecture with fresh random weights (the caller seeds).
+        checkpoints: Weights saved on the way to these ones, earliest first.
+        channels_last: Whether inputs are laid out channels-last before the forward.
+        autocast: bf16/fp16 for passes that need no gradient, or None for float32.
+        lock: Serialises everything that hooks or differentiates the shared module.
+    """
+
+    id: str
+    title: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    labels: Labels
+    architecture: str
+    digest: str
+    rebuild: Callable[[], nn.Module]
+    checkpoints: tuple[Checkpoint, ...] = ()
+    channels_last: bool = False
+    autocast: torch.dtype | None = None
+    lock: RLock = field(default_factory=threading.RLock, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.module.parameters()).device
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch, differentiable with respect to `x`.
+
+        Args:
+            x: `(N, 3, H, W)` float in model space, on `device`.
+
+        Returns:
+            `(N, K)` logits.
+        """
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.module(x)
+        return logits
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Float32 logits of a batch without a graph, under autocast where that was chosen.
+
+        Args:
+            x: `(N, 3, H, W)` float32 in model space, on `device`.
+
+        Returns:
+            `(N, K)` float32 logits.
+        """
+        cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
+        with torch.no_grad(), cast:
+            return self.forward(x).float()

@@ -1,0 +1,364 @@
+"""One image, one method: its map, the maps of its variants laid back on it, and what they say together.
+
+Data flow: picture -> frame (uint8, model's crop) -> augmented frames -> one batch through `engine.explain` ->
+comparable maps -> realigned -> SSIM and Spearman against the clean map -> consistency, sensitivity, COSE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from salviz import engine, maps, methods
+from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.layers import target_layer
+from salviz.classifiers.loading import at_checkpoint, untrained
+from salviz.classifiers.preprocessing import Placement
+from salviz.errors import RequestError
+from salviz.images import Picture
+from salviz.request import CHECKPOINT, UNTRAINED, Request
+from salviz.similarity import spearman, ssim
+from salviz.targets import ClassTarget, PredictedTarget, Target
+from salviz.transforms import Variant, augment, default_variants, realign
+from salviz.transforms.alignment import Validity
+from salviz.work import Progress, silent
+
+SLOW_PASSES = 4.0
+"""Methods above this many passes an image show the clean map first and the variants as they come."""
+
+GROUP = 4
+"""Variants explained between two partial results of a slow method."""
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Result of an exploration; row 0 is the clean image, then the variants, then the changed models.
+
+    Tensors lie on the CPU. While work goes on, `rows` is smaller than what the request asks for.
+
+    Attributes:
+        request: What was asked.
+        frames: `(1 + V, 3, H, W)` uint8, what the model saw before normalisation.
+        placement: Where the frame lies on the photograph.
+        raw: `(R, h, w)` or `(R, C, h, w)` float32, raw maps at the method's resolution, each in its own frame.
+        logits: `(R, K)` float32.
+        classes: `(R,)` int64, the class each map explains.
+        ssim: `(R,)` float32 against row 0; NaN for row 0 and where undefined.
+        spearman: `(R,)` float32, likewise.
+        completeness: `(R,)` completeness error, or None.
+        layer: Target layer of a class activation map, or None.
+        grid: `(h, w)` of the raw map.
+        seconds: Wall time of the explanations.
+        passes: Image passes they took.
+    """
+
+    request: Request
+    frames: Tensor
+    placement: Placement
+    raw: Tensor
+    logits: Tensor
+    classes: Tensor
+    ssim: Tensor
+    spearman: Tensor
+    completeness: Tensor | None
+    layer: str | None
+    seconds: float
+    passes: float
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """`(h, w)` of the raw maps."""
+        return int(self.raw.shape[-2]), int(self.raw.shape[-1])
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
+        """The augmentations of rows 1 to V, as far as they are done."""
+        done = min(len(self.raw) - 1, len(self.request.variants))
+        return tuple(Variant.from_token(token) for token in self.request.variants[:done])
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The changed models of the rows after the variants, as far as they are done."""
+        return self.request.changes[: len(self.raw) - 1 - len(self.variants)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row the request asks for is there."""
+        return len(self.raw) == 1 + len(self.request.variants) + len(self.request.changes)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """`(R, K)` softmax of the logits."""
+        return self.logits.softmax(dim=1)
+
+    @property
+    def predicted(self) -> Tensor:
+        """`(R,)` int64: the class predicted in each row."""
+        return self.logits.argmax(dim=1)
+
+    def frame(self, row: int) -> Tensor:
+        """What the model saw in a row: `(3, H, W)` uint8 (the clean frame where the model was changed)."""
+        return self.frames[row if row < len(self.frames) else 0]
+
+    def display_map(self, row: int, *, is_signed: bool, is_aligned: bool = True) -> tuple[Tensor, Tensor]:
+        """A row's map at input resolution, unscaled.
+
+        Args:
+            row: Which.
+            is_signed: Sum of channels with its sign; else the method's unsigned form.
+            is_aligned: Laid back on the clean frame; else in the row's own frame.
+
+        Returns:
+            `(H, W)` float32 map, and `(H, W)` bool: where it is valid.
+        """
+        card = methods.get(self.request.method).card
+        part = self.raw[row : row + 1]
+        found = maps.signed(part) if is_signed else maps.unsigned(part, card.evidence)
+        found = maps.resize(found, (int(self.frames.shape[2]), int(self.frames.shape[3])))
+        if is_aligned and 1 <= row <= len(self.variants):
+            found, validity = realign(found, [self.variants[row - 1]])
+            return found[0], validity.pixels[0]
+        return found[0], torch.ones(found.shape[1:], dtype=torch.bool)
+
+    def native_map(self, *, is_signed: bool) -> Tensor:
+        """The clean image's map at the method's own resolution: `(h, w)` float32."""
+        card = methods.get(self.request.method).card
+        part = self.raw[:1]
+        return (maps.signed(part) if is_signed else maps.unsigned(part, card.evidence))[0]
+
+
+Publish = Callable[[Exploration], None]
+
+
+def request_for(
+    picture: Picture,
+    classifier: Classifier,
+    *,
+    method: str = "grad_cam",
+    parameters: dict[str, object] | None = None,
+    target: int | None = None,
+    output: str = "logit",
+    label: int | None = None,
+    variants: Sequence[Variant] | None = None,
+    changes: Sequence[str] = (),
+    data_range: str | float = "pair",
+    seed: int = 0,
+) -> Request:
+    """The request for an exploration, checked before anything runs.
+
+    Args:
+        picture: The photograph.
+        classifier: The model.
+        method: Id of the method.
+        parameters: Settings that differ from the defaults.
+        target: Class to explain everywhere, or None for the one predicted for each input.
+        output: `logit` or `probability`.
+        label: True class of the image, where known.
+        variants: Augmentations; the thirteen of `default_variants` where None.
+        changes: `untrained` and `checkpoint:<label>`.
+        data_range: SSIM's data range, `pair` or a positive number.
+        seed: Seeds everything random.
+
+    Raises:
+        MethodError: Unknown method or setting, or the method cannot explain this classifier.
+        RequestError: A class, change or option that does not exist.
+    """
+    chosen = methods.get(method)
+    settings = chosen.card.check_parameters(parameters)
+    for name, index in (("target", target), ("label", label)):
+        if index is not None and not 0 <= index < len(classifier.labels):
+            raise RequestError(
+                f"The {name} {index} is no class of {classifier.title}; it knows classes 0 to {len(classifier.labels) - 1}."
+            )
+    if output not in ("logit", "probability"):
+        raise RequestError(f"The output must be logit or probability, not {output!r}.")
+    if data_range != "pair" and not (isinstance(data_range, int | float) and data_range > 0):
+        raise RequestError(f"SSIM's data range must be “pair” or a positive number, not {data_range!r}.")
+    known = [UNTRAINED, *(CHECKPOINT + checkpoint.label for checkpoint in classifier.checkpoints)]
+    for change in changes:
+        if change not in known:
+            raise RequestError(f"{classifier.title} has no change {change!r}; it has {', '.join(known)}.")
+    chosen_variants = default_variants() if variants is None else tuple(variants)
+    return Request(
+        image=picture.digest,
+        classifier=classifier.id,
+        weights=classifier.digest,
+        method=method,
+        parameters=tuple(sorted(settings.items())),
+        target=target,
+        output=output,
+        label=label,
+        variants=tuple(variant.token for variant in chosen_variants),
+        changes=tuple(changes),
+        data_range=data_range,
+        seed=seed,
+    )
+
+
+_twins: WeakKeyDictionary[Classifier, dict[tuple[str, int], Classifier]] = WeakKeyDictionary()
+
+
+def changed(classifier: Classifier, change: str, seed: int) -> Classifier:
+    """The classifier with other weights; built once while the classifier lives.
+
+    Args:
+        classifier: The original.
+        change: `untrained` or `checkpoint:<label>`.
+        seed: Seeds the untrained weights.
+    """
+    twins = _twins.setdefault(classifier, {})
+    key = (change, seed)
+    if key not in twins:
+        if change == UNTRAINED:
+            twins[key] = untrained(classifier, seed=seed)
+        else:
+            label = change.removeprefix(CHECKPOINT)
+            (checkpoint,) = [c for c in classifier.checkpoints if c.label == label]
+            # One checkpoint's model at a time: ten ViTs would not fit.
+            for other in [k for k in twins if k[0].startswith(CHECKPOINT)]:
+                del twins[other]
+            twins[key] = at_checkpoint(classifier, checkpoint)
+    return twins[key]
+
+
+def explore(
+    classifier: Classifier,
+    picture: Picture,
+    request: Request | None = None,
+    *,
+    batch_size: int = 16,
+    progress: Progress = silent,
+    publish: Publish = lambda exploration: None,
+) -> Exploration:
+    """Explain an image, its variants and the changed models, and compare the maps.
+
+    Args:
+        classifier: The model the request names.
+        picture: The picture the request names.
+        request: What to do; the defaults of `request_for` where None.
+        batch_size: Images in one model pass at the most.
+        progress: Called with (done, total) image passes; may raise `Cancelled`.
+        publish: Called with what is known so far, as it comes.
+
+    Raises:
+        SalvizError: One plain sentence.
+    """
+    request = request_for(picture, classifier) if request is None else request
+    if (request.image, request.weights) != (picture.digest, classifier.digest):
+        raise RequestError("The request belongs to another picture or other weights; make a new one with request_for.")
+    run = _Run(classifier, picture, request, batch_size, progress)
+    card = methods.get(request.method).card
+    count = 1 + len(request.variants)
+    is_slow = card.passes(request.settings, classifier.preprocessing.input_size) > SLOW_PASSES
+    cuts = [0, 1, *range(1 + GROUP, count, GROUP), count] if is_slow and count > 1 else [0, count]
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        run.explain(classifier, slice(start, stop))
+        publish(run.result())
+    for change in request.changes:
+        run.explain(changed(classifier, change, request.seed), slice(0, 1))
+        publish(run.result())
+    return run.result()
+
+
+class _Run:
+    """An exploration under way: collects rows and compares them with row 0."""
+
+    def __init__(
+        self, classifier: Classifier, picture: Picture, request: Request, batch_size: int, progress: Progress
+    ) -> None:
+        prep = classifier.preprocessing
+        clean = prep.frame(picture.image).to(classifier.device).unsqueeze(0)
+        self.variants = [Variant.from_token(token) for token in request.variants]
+        varied = augment(clean.expand(len(self.variants), -1, -1, -1), self.variants) if self.variants else clean[:0]
+        self.frames = torch.cat([clean, varied])
+        self.request, self.classifier = request, classifier
+        self.card = methods.get(request.method).card
+        self.placement = prep.placement(picture.image.size)
+        self.batch_size, self.progress = batch_size, progress
+        per_image = self.card.passes(request.settings, prep.input_size)
+        self.total = round(per_image * (1 + len(request.variants) + len(request.changes)))
+        self.parts: list[engine.Explained] = []
+        self.clean: Tensor | None = None
+        self.ssim: list[Tensor] = []
+        self.spearman: list[Tensor] = []
+
+    def explain(self, classifier: Classifier, rows: slice) -> None:
+        """Explain some frames under a model and compare the maps with the clean one."""
+        frames = self.frames[rows]
+        done = round(sum(part.passes for part in self.parts))
+        target: Target = PredictedTarget(self.request.output)  # type: ignore[arg-type]
+        if self.request.target is not None:
+            classes = torch.full((len(frames),), self.request.target, device=classifier.device)
+            target = ClassTarget(classes, self.request.output)  # type: ignore[arg-type]
+        found = engine.explain(
+            classifier,
+            classifier.preprocessing.normalise(frames),
+            method=self.request.method,
+            target=target,
+            parameters=self.request.settings,
+
+            digests=self._names(classifier, rows),
+            seed=self.request.seed,
+            batch_size=self.batch_size,
+            progress=lambda part, total: self.progress(done + part, max(self.total, done + part)),
+        )
+        size = (int(frames.shape[2]), int(frames.shape[3]))
+        compared = maps.comparable(found.maps, self.card, size)
+        if self.clean is None:
+            self.clean = compared[:1]
+            undefined = compared.new_full((1,), float("nan"))
+            self.ssim.append(undefined)
+            self.spearman.append(undefined)
+            compared = compared[1:]
+        if len(compared):
+            self._compare(compared, classifier, rows)
+        self.parts.append(found)
+
+    def _names(self, classifier: Classifier, rows: slice) -> list[str]:
+        """What seeds each row's random numbers: a variant is another image, a changed model another question."""
+        image = self.request.image
+        if classifier is not self.classifier:
+            return [f"{image}|{classifier.id}"]
+        tokens = ("", *self.request.variants)[rows]
+        return [f"{image}|{token}" if token else image for token in tokens]
+
+    def _compare(self, compared: Tensor, classifier: Classifier, rows: slice) -> None:
+        assert self.clean is not None  # noqa: S101 - set by the first rows
+        valid: Validity | None = None
+        if classifier is self.classifier:
+            first = max(rows.start, 1) - 1
+            compared, valid = realign(compared, self.variants[first : first + len(compared)])
+        clean = self.clean.expand_as(compared)
+        data_range = self.request.data_range
+        self.ssim.append(ssim(clean, compared, valid=valid, data_range=data_range))  # type: ignore[arg-type]
+        self.spearman.append(spearman(clean, compared, valid=valid))
+
+    def result(self) -> Exploration:
+        """What is known so far, on the CPU."""
+        parts = self.parts
+        complete = [part.completeness for part in parts if part.completeness is not None]
+        layer = None
+        if any(parameter.name == "layer" for parameter in self.card.parameters):
+            layer = target_layer(self.classifier, self.request.settings["layer"] or None).name
+        return Exploration(
+            request=self.request,
+            frames=self.frames.cpu(),
+            placement=self.placement,
+            raw=torch.cat([part.maps for part in parts]).cpu(),
+            logits=torch.cat([part.logits for part in parts]).cpu(),
+            classes=torch.cat([part.classes for part in parts]).cpu(),
+            ssim=torch.cat(self.ssim).cpu(),
+            spearman=torch.cat(self.spearman).cpu(),
+            completeness=torch.cat(complete).cpu() if complete else None,
+            layer=layer,
+            seconds=sum(part.seconds for part in parts),
+            passes=sum(part.passes for part in parts),
+        )
+
+
+

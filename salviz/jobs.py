@@ -1,0 +1,161 @@
+"""Work in the background, one piece a device at a time, shared by everybody who asks for the same thing.
+
+A job belongs to its watchers. It is cancelled when the last of them leaves or stops looking, so that a closed
+browser does not keep the machine busy, and a class of thirty that presses the same button computes once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from salviz.errors import Cancelled, SalvizError
+
+logger = logging.getLogger(__name__)
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+
+LEASE_SECONDS = 180.0
+"""A watcher that has not looked for this long has gone; browsers slow hidden tabs to one look a minute."""
+
+
+@dataclass
+class Job:
+    """One piece of work.
+
+    Attributes:
+        key: Digest of the request; jobs with equal keys are the same job.
+        state: `queued`, `running`, `done`, `failed` or `cancelled`.
+        done: Steps made.
+        total: Steps expected.
+        partial: What is known so far, while running.
+        result: What came out, once `done`.
+        error: One sentence, once `failed`.
+        started: Monotonic time at which the work began.
+    """
+
+    key: str
+    state: State = "queued"
+    done: int = 0
+    total: int = 0
+    partial: Any = None
+    result: Any = None
+    error: str | None = None
+    started: float | None = None
+    finished: threading.Event = field(default_factory=threading.Event)
+    _watchers: dict[str, float] = field(default_factory=dict)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the job still waits or works."""
+        return self.state in ("queued", "running")
+
+    def tick(self, done: int, total: int) -> None:
+        """Called by the work between passes.
+
+        Raises:
+            Cancelled: Nobody waits for the result any more.
+        """
+        self.done, self.total = done, total
+        oldest = time.monotonic() - LEASE_SECONDS
+        if self._cancelled.is_set() or all(seen < oldest for seen in list(self._watchers.values())):
+            raise Cancelled
+
+    def publish(self, partial: Any) -> None:  # noqa: ANN401 - whatever the work produces
+        """Called by the work when it has something worth showing."""
+        self.partial = partial
+
+    def look(self, watcher: str) -> None:
+        """Note that a watcher still waits for the job."""
+        self._watchers[watcher] = time.monotonic()
+
+    def leave(self, watcher: str) -> None:
+        """A watcher no longer wants the job; the last one to leave cancels it."""
+        self._watchers.pop(watcher, None)
+        if not self._watchers:
+            self._cancelled.set()
+
+
+Task = Callable[[Job], Any]
+
+
+class JobRunner:
+    """Runs jobs one after the other and remembers the latest results.
+
+    Args:
+        capacity: Bytes of results to keep.
+        size: Bytes a result takes.
+    """
+
+    def __init__(self, *, capacity: int = 512 * 2**20, size: Callable[[Any], int] = lambda result: 2**20) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="salviz")
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, Job] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Job, int]] = OrderedDict()
+        self._capacity = capacity
+        self._size = size
+
+    def submit(self, key: str, task: Task, *, watcher: str) -> Job:
+        """The job of a key: a finished one, one under way, or a new one.
+
+        Args:
+            key: Digest of everything that determines the result.
+            task: Called with the job in the worker thread; returns the result.
+            watcher: Who asks.
+        """
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key][0]
+            job = self._open.get(key)
+            # A job whose last watcher just left is about to stop: somebody new needs a fresh one.
+            if job is not None and not job._cancelled.is_set():
+                job.look(watcher)
+                return job
+            job = Job(key)
+            job.look(watcher)
+            self._open[key] = job
+            self._pool.submit(self._run, job, task)
+            return job
+
+    def place(self, job: Job) -> int:
+        """How many jobs are before this one (0: it runs or is over)."""
+        with self._lock:
+            waiting = [other for other in self._open.values() if other.is_open]
+        return waiting.index(job) if job in waiting else 0
+
+    def _run(self, job: Job, task: Task) -> None:
+        if not job._cancelled.is_set():
+            job.state, job.started = "running", time.monotonic()
+        try:
+            if job._cancelled.is_set():
+                raise Cancelled
+            job.result = task(job)
+            job.state = "done"
+        except Cancelled:
+            job.state = "cancelled"
+        except SalvizError as error:
+            job.error, job.state = str(error), "failed"
+        except Exception:
+            logger.exception("job %s failed", job.key)
+            job.error, job.state = "Something went wrong inside Salviz; the log of the server says what.", "failed"
+        finally:
+            with self._lock:
+                if self._open.get(job.key) is job:
+                    del self._open[job.key]
+                if job.state == "done":
+                    self._keep(job)
+            job.partial = None
+            job.finished.set()
+
+    def _keep(self, job: Job) -> None:
+        self._kept[job.key] = (job, self._size(job.result))
+        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._capacity:
+            self._kept.popitem(last=False)

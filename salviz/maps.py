@@ -1,0 +1,95 @@
+"""From raw attributions to maps that can be compared and shown."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from salviz.methods.card import Evidence, MethodCard
+
+
+def signed(raw: Tensor) -> Tensor:
+    """Sum over channels, sign kept: `(N, H, W)` or `(N, C, H, W)` -> `(N, H, W)`."""
+    return raw.sum(dim=1) if raw.ndim == 4 else raw
+
+
+def unsigned(raw: Tensor, evidence: Evidence) -> Tensor:
+    """How much each place matters, without direction: `(N, H, W)`, never negative but for `as_is`.
+
+    Args:
+        raw: `(N, H, W)` or `(N, C, H, W)`.
+        evidence: `magnitude` sums absolute channels (gradients), `positive` keeps evidence for the class
+            (class activation maps, occlusion), `as_is` changes nothing.
+    """
+    if evidence == "magnitude":
+        return raw.abs().sum(dim=1) if raw.ndim == 4 else raw.abs()
+    return signed(raw).clamp(min=0) if evidence == "positive" else signed(raw)
+
+
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resampling with pixel centres at half-integers (OpenCV's and torch's `align_corners=False`).
+
+    Args:
+        maps: `(N, h, w)` float.
+        size: `(height, width)` wanted.
+
+    Returns:
+        `(N, height, width)`; the same tensor where the size already fits.
+    """
+    if tuple(maps.shape[1:]) == tuple(size):
+        return maps
+    return F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def scale_minmax(maps: Tensor) -> Tensor:
+    """`(m - min) / (1e-7 + max(m - min))`, a map at a time: the CAM libraries' scaling to [0, 1).
+
+    A flat map becomes zero.
+    """
+    shifted = maps - maps.amin(dim=(1, 2), keepdim=True)
+    return shifted / (1e-7 + shifted.amax(dim=(1, 2), keepdim=True))
+
+
+def scale_percentile(maps: Tensor, percentile: float = 99.0) -> Tensor:
+    """`clip((m - min) / (p - min), 0, 1)`, a map at a time: PAIR's `VisualizeImageGrayscale`.
+
+    Args:
+        maps: `(N, H, W)` float.
+        percentile: Upper end, linearly interpolated between order statistics.
+
+    Returns:
+        `(N, H, W)` in [0, 1]; zero where the map is flat below the percentile (the original divides by zero).
+    """
+    flat = maps.flatten(1)
+    position = (flat.shape[1] - 1) * percentile / 100.0
+    below = int(position)
+    # Only the top of the order is needed; a full sort would cost more than the SSIM that follows.
+    top = flat.topk(flat.shape[1] - below, dim=1).values
+    low_order = top[:, -1]
+    high_order = top[:, -2] if top.shape[1] > 1 else low_order
+    high = (low_order + (high_order - low_order) * (position - below)).view(-1, 1, 1)
+    low = flat.amin(dim=1).view(-1, 1, 1)
+    span = high - low
+    scaled = ((maps - low) / span).clamp(0, 1)
+    return torch.where(span > 0, scaled, torch.zeros_like(scaled))
+
+
+def comparable(raw: Tensor, card: MethodCard, size: tuple[int, int]) -> Tensor:
+    """Unsigned maps at input resolution, scaled as COSE's released code scales this kind of map.
+
+    Class activation maps are scaled, resized and scaled again, as pytorch-grad-cam does; gradient-type maps are
+    summed over channels and clipped at the 99th percentile, as PAIR's library does.
+
+    Args:
+        raw: `(N, h, w)` or `(N, C, h, w)` as the method returned it.
+        card: The method's card.
+        size: `(height, width)` of the model's input.
+
+    Returns:
+        `(N, height, width)` in [0, 1].
+    """
+    maps = unsigned(raw, card.evidence)
+    if card.scaling == "percentile":
+        return scale_percentile(resize(maps, size))
+    return scale_minmax(resize(scale_minmax(maps), size))

@@ -1,0 +1,205 @@
+"""The registry of saliency methods: a method is a batch function with a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from salviz.classifiers.classifier import Classifier
+from salviz.errors import MethodError
+from salviz.targets import Target
+from salviz.work import Work
+
+Family = Literal["gradients", "paths", "class activation maps", "perturbation", "controls"]
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting of a method.
+
+    Attributes:
+        name: Keyword of the method's function.
+        default: The paper's value.
+        meaning: One sentence for people, with the unit.
+        low: Smallest allowed number.
+        high: Largest allowed number.
+        choices: Allowed values where the parameter is not a number.
+        step: Step of a slider.
+    """
+
+    name: str
+    default: Value
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    step: float | None = None
+
+    def check(self, value: Any) -> Value:  # noqa: ANN401 - values come from URLs, files and people
+        """The value in the default's type.
+
+        Raises:
+            MethodError: Wrong type, outside the range or not among the choices.
+        """
+        if self.choices:
+            if value not in self.choices:
+                raise MethodError(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}.")
+            return str(value)
+        if isinstance(self.default, str):
+            return str(value)
+        if isinstance(self.default, bool):
+            if not isinstance(value, bool):
+                raise MethodError(f"{self.name} must be true or false, not {value!r}.")
+            return value
+        kind = int if isinstance(self.default, int) else float
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or (kind is int and float(value) != number) or number != number:
+            raise MethodError(f"{self.name} must be {'a whole' if kind is int else 'a'} number, not {value!r}.")
+        if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
+            raise MethodError(f"{self.name} must lie between {self.low:g} and {self.high:g}, not {number:g}.")
+        return number
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What a method returns.
+
+    Attributes:
+        maps: `(N, H, W)` or `(N, C, H, W)` float32, raw: no normalisation, no clipping, signs kept; at the
+            method's native resolution.
+        logits: `(N, K)` of the plain images, where the method came by them on its way.
+        completeness: `(N,)` sum of the map minus the change of score it should add up to, for methods that
+            promise completeness.
+    """
+
+    maps: Tensor
+    logits: Tensor | None = None
+    completeness: Tensor | None = None
+
+
+class Explain(Protocol):
+    """Signature of every method."""
+
+    def __call__(  # noqa: D102
+        self,
+        classifier: Classifier,
+        x: Tensor,
+        target: Target,
+        *,
+        generators: Sequence[torch.Generator],
+        work: Work,
+        **parameters: Any,  # noqa: ANN401
+    ) -> Attribution: ...
+
+
+Evidence = Literal["magnitude", "positive", "as_is"]
+Scaling = Literal["minmax", "percentile"]
+
+
+def _always(classifier: Classifier) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What people and programs need to know of a method before running it.
+
+    Attributes:
+        id: Public, stable id.
+        title: Name for people.
+        family: Kinship; gives the method its hue.
+        idea: Three plain sentences.
+        formula: LaTeX.
+        citation: Source.
+        evidence: How the unsigned map comes from the raw one: `magnitude` (sum of absolute channels),
+            `positive` (ReLU of the channel sum) or `as_is`.
+        scaling: How COSE's released code scales this kind of map before comparing: `minmax`, or
+            `percentile` (minimum to 99th percentile, clipped).
+        signed: Whether the raw map's sign means for and against.
+        passes: Image passes for (parameters, input height and width): forwards and backwards both count one.
+        parameters: Settings with the paper's defaults.
+        explains_predicted: Whether the method finds the predicted class in its own first pass, so that the
+            engine need not run one before it.
+        failures: Known failures, one sentence.
+        refusal: Why it cannot explain a classifier, or None; asked before anything runs.
+    """
+
+    id: str
+    title: str
+    family: Family
+    idea: str
+    formula: str
+    citation: str
+    evidence: Evidence
+    scaling: Scaling
+    signed: bool
+    passes: Callable[[Mapping[str, Any], tuple[int, int]], float]
+    parameters: tuple[Parameter, ...] = ()
+    explains_predicted: bool = False
+    failures: str = ""
+    refusal: Callable[[Classifier], str | None] = _always
+
+    def check_parameters(self, given: Mapping[str, Any] | None) -> dict[str, Value]:
+        """All parameters: defaults overlaid with `given`, checked.
+
+        Raises:
+            MethodError: An unknown name or a value out of its range.
+        """
+        known = {parameter.name: parameter for parameter in self.parameters}
+        unknown = sorted(set(given or {}) - set(known))
+        if unknown:
+            settings = f"Its settings are {', '.join(known)}." if known else "It has no settings."
+            raise MethodError(f"{self.title} has no setting {unknown[0]!r}. {settings}")
+        return {name: p.check((given or {}).get(name, p.default)) for name, p in known.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A registered method: its card and its function."""
+
+    card: MethodCard
+    explain: Explain
+    _refusals: WeakKeyDictionary[Module, str | None] = field(default_factory=WeakKeyDictionary, repr=False)
+
+    def refusal(self, classifier: Classifier) -> str | None:
+        """Why the method cannot explain this classifier, or None; the model is probed once and remembered."""
+        with classifier.lock:
+            if classifier.module not in self._refusals:
+                self._refusals[classifier.module] = self.card.refusal(classifier)
+            return self._refusals[classifier.module]
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(card: MethodCard) -> Callable[[Explain], Explain]:
+    """Decorator that puts a method and its card into the registry."""
+
+    def put(function: Explain) -> Explain:
+        if card.id in METHODS:
+            raise ValueError(f"method {card.id!r} is registered twice")
+        METHODS[card.id] = Method(card, function)
+        return function
+
+    return put
+
+
+def get(method_id: str) -> Method:
+    """The method of an id.
+
+    Raises:
+        MethodError: No such method.
+    """
+    if method_id not in METHODS:
+        raise MethodError(f"There is no method {method_id!r}. Known methods: {', '.join(METHODS)}.")
+    return METHODS[method_id]

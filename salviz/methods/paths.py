@@ -1,0 +1,167 @@
+"""Gradients collected along a path from a baseline to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from salviz.classifiers.classifier import Classifier
+from salviz.methods.card import Attribution, MethodCard, Parameter, register
+from salviz.methods.gradients import score_gradient
+from salviz.targets import ClassTarget, Target
+from salviz.work import Work
+
+
+def _nodes(rule: str, steps: int) -> tuple[list[float], list[float]]:
+    """Points in [0, 1] and their weights for a quadrature rule."""
+    if rule == "gauss_legendre":
+        points, weights = np.polynomial.legendre.leggauss(steps)
+        return list((points + 1) / 2), list(weights / 2)
+    points = np.linspace(0.0, 1.0, steps) if steps > 1 else np.array([1.0])
+    if rule == "trapezoid" and steps > 1:
+        weights = np.full(steps, 1.0 / (steps - 1))
+        weights[[0, -1]] /= 2
+    else:
+        weights = np.full(steps, 1.0 / steps)
+    return list(points), list(weights)
+
+
+@register(
+    MethodCard(
+        id="integrated_gradients",
+        title="Integrated gradients",
+        family="paths",
+        idea="The gradient is collected on the straight way from a blank image to this one and multiplied by the "
+        "difference. The values add up to the change of the score between the two. How far they do is shown as "
+        "the completeness error.",
+        formula=r"M = (x-x_0)\odot\int_0^1 \frac{\partial f_c(x_0+\alpha(x-x_0))}{\partial x}\,d\alpha",
+        citation="Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks. ICML 2017.",
+        evidence="magnitude",
+        scaling="percentile",
+        signed=True,
+        passes=lambda parameters, size: 2.0 * float(parameters["steps"]) + 2.0,
+        parameters=(
+            Parameter("steps", 25, "Points on the path.", low=1, high=500, step=1),
+            Parameter(
+                "rule",
+                "gauss_legendre",
+                "Quadrature; `released` is COSE's code: equal weights with both ends.",
+                choices=("gauss_legendre", "trapezoid", "released"),
+            ),
+            Parameter("baseline", "mean", "The blank image: mean colour of the training set, or black.", choices=("mean", "black")),
+        ),
+        failures="Depends on the baseline: pixels of the baseline's colour get nothing.",
+    )
+)
+def integrated_gradients(
+    classifier: Classifier,
+    x: Tensor,
+    target: Target,
+    *,
+    generators: Sequence[torch.Generator],
+    work: Work,
+    steps: int,
+    rule: str,
+    baseline: str,
+) -> Attribution:
+    """Integrated gradients: `(N, 3, H, W)`; with the completeness error."""
+    assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
+    blank = torch.zeros_like(x)
+    if baseline == "black":
+        blank = classifier.preprocessing.normalise(torch.zeros(x.shape, dtype=torch.uint8, device=x.device))
+    difference = x - blank
+    points, weights = _nodes(rule, steps)
+    total = torch.zeros_like(x)
+    per_pass = max(1, work.batch_size // len(x))
+    for start in range(0, steps, per_pass):
+        part = points[start : start + per_pass]
+        batch = torch.cat([blank + alpha * difference for alpha in part])
+        gradients, _ = score_gradient(classifier, batch, ClassTarget(target.classes.repeat(len(part)), target.output))
+        for gradient, weight in zip(gradients.split(len(x)), weights[start:], strict=False):
+            total.add_(gradient, alpha=weight)
+        work.tick(2 * len(batch))
+    maps = difference * total
+    with torch.no_grad():
+        logits = classifier.forward(x)
+        gained = target.score(logits) - target.score(classifier.forward(blank))
+    work.tick(2 * len(x))
+    return Attribution(maps, logits, completeness=maps.sum(dim=(1, 2, 3)) - gained)
+
+
+@lru_cache(maxsize=512)
+def _gaussian_matrix(size: int, sigma: float) -> Tensor:
+    """`(size, size)` matrix that blurs a zero-padded signal (scipy's kernel, truncated at 4 sigma)."""
+    radius = int(4.0 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2) if sigma > 1e-15 else (offsets == 0).astype(np.float64)
+    kernel /= kernel.sum()
+    matrix = np.zeros((size, size))
+    for offset, value in zip(offsets, kernel, strict=True):
+        if abs(offset) < size:
+            matrix += value * np.eye(size, k=int(offset))
+    return torch.from_numpy(matrix).float()
+
+
+def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
+    """Blur `(N, C, H, W)` with zeros outside, as scipy's `gaussian_filter(mode="constant")` does.
+
+    Two small matrix products are faster than a convolution with a kernel as wide as the image.
+    """
+    rows = _gaussian_matrix(x.shape[2], sigma).to(x.device, x.dtype)
+    columns = _gaussian_matrix(x.shape[3], sigma).to(x.device, x.dtype)
+    return rows @ x @ columns.T
+
+
+@register(
+    MethodCard(
+        id="blur_ig",
+        title="Blur integrated gradients",
+        family="paths",
+        idea="Integrated gradients along a path that starts from the strongly blurred image and adds detail. No "
+        "colour is special, unlike with a blank baseline. Evidence appears at the scale where the model starts to use it.",
+        formula=r"M = -\int_0^{\sigma_{max}} \frac{\partial f_c(L_\sigma x)}{\partial L_\sigma x}\odot"
+        r"\frac{\partial L_\sigma x}{\partial \sigma}\,d\sigma",
+        citation="Xu, Venugopalan, Sundararajan: Attribution in Scale and Space. CVPR 2020.",
+        evidence="magnitude",
+        scaling="percentile",
+        signed=True,
+        passes=lambda parameters, size: 2.0 * float(parameters["steps"]),
+        parameters=(
+            Parameter("max_sigma", 50.0, "Blur of the path's start, in pixels.", low=1.0, high=200.0, step=1.0),
+            Parameter("steps", 100, "Points on the path.", low=2, high=500, step=1),
+        ),
+        failures="The blurred start is dark at the edges, so borders can light up.",
+    )
+)
+def blur_ig(
+    classifier: Classifier,
+    x: Tensor,
+    target: Target,
+    *,
+    generators: Sequence[torch.Generator],
+    work: Work,
+    max_sigma: float,
+    steps: int,
+) -> Attribution:
+    """Blur integrated gradients as in PAIR's `saliency` and COSE's code: `(N, 3, H, W)`."""
+    assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
+    step, epsilon = max_sigma / steps, 0.01
+    total = torch.zeros_like(x)
+    per_pass = max(1, work.batch_size // len(x))
+    for start in range(0, steps, per_pass):
+        sigmas = [i * step for i in range(start, min(start + per_pass, steps))]
+        blurred = [gaussian_blur(x, sigma) for sigma in sigmas]
+        batch = torch.cat(blurred)
+        gradients, _ = score_gradient(
+            classifier, batch, ClassTarget(target.classes.repeat(len(sigmas)), target.output)
+        )
+        for sigma, image, gradient in zip(sigmas, blurred, gradients.split(len(x)), strict=True):
+            change = (gaussian_blur(x, sigma + epsilon) - image) / epsilon
+            total.addcmul_(change, gradient, value=-step)
+        work.tick(2 * len(batch))
+    return Attribution(total)

@@ -1,0 +1,238 @@
+"""What must hold for every registered method, on a CNN and on a transformer."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from salviz import engine, methods
+from salviz.errors import Cancelled, MethodError, RequestError, SalvizError
+from salviz.targets import ClassTarget
+from tests.models import classifier_of, images, timm_model, toy
+
+QUICK = {"samples": 3, "steps": 3, "window": 60, "stride": 50}
+NETS = ["test_resnet", "test_vit"]
+CASES = [
+    pytest.param(name, method, id=f"{method}-{name}")
+    for method in methods.METHODS
+    for name in NETS
+    if not (method == "guided_backprop" and name == "test_vit")
+]
+
+
+def quick(method: str) -> dict:
+    names = {p.name for p in methods.get(method).card.parameters}
+    return {key: value for key, value in QUICK.items() if key in names}
+
+
+def explain(name, x, method, digests, **options):
+    return engine.explain(timm_model(name), x, method=method, parameters=quick(method), digests=digests, **options)
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_the_result_depends_neither_on_batch_nor_on_order(name: str, method: str) -> None:
+    x, digests = images(3, 160), ["a", "b", "c"]
+    whole = explain(name, x, method, digests)
+    assert whole.maps.shape[0] == 3
+    assert whole.maps.dtype == torch.float32
+    assert torch.isfinite(whole.maps).all()
+    scale = whole.maps.abs().max() or 1.0
+    cut = explain(name, x, method, digests, batch_size=1)
+    torch.testing.assert_close(cut.maps / scale, whole.maps / scale, atol=1e-4, rtol=1e-3)
+    turned = explain(name, x.flip(0), method, digests[::-1], batch_size=2)
+    torch.testing.assert_close(turned.maps.flip(0) / scale, whole.maps / scale, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(turned.logits.flip(0), whole.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(whole.logits, timm_model(name).predict(x), atol=1e-4, rtol=1e-4)
+    assert whole.classes.tolist() == whole.logits.argmax(1).tolist()
+
+
+def state(module: nn.Module) -> dict:
+    return {
+        "hooks": [
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
+            for m in module.modules()
+        ],
+        "training": [m.training for m in module.modules()],
+        "grad": [(p.requires_grad, p.grad) for p in module.parameters()],
+        "values": [p.clone() for p in module.state_dict().values()],
+    }
+
+
+def assert_unchanged(before: dict, after: dict) -> None:
+    assert before["hooks"] == after["hooks"]
+    assert before["training"] == after["training"]
+    assert before["grad"] == after["grad"]
+    assert all(torch.equal(a, b) for a, b in zip(before["values"], after["values"], strict=True))
+
+
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_the_model_is_left_as_found(name: str, method: str) -> None:
+    classifier, x = timm_model(name), images(1, 160)
+    before = state(classifier.module)
+    explain(name, x, method, ["a"])
+    assert_unchanged(before, state(classifier.module))
+    with pytest.raises(RequestError, match="no class 5000"):
+        explain(name, x, method, ["a"], target=ClassTarget(torch.tensor([5000])))
+    assert_unchanged(before, state(classifier.module))
+
+
+class Crashing(nn.Module):
+    """Fails in the head, after the hooks of any method have seen the features."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.calls_left = 10**6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.inner(x)
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise RuntimeError("the head is broken")
+        return logits
+
+
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in ("edge", "random")])
+def test_a_crashing_forward_leaves_the_model_as_found(method: str) -> None:
+    module = Crashing(timm_model("test_resnet").module)
+    classifier = classifier_of(module, size=160, classes=1000)
+    engine.explain(classifier, images(1, 160), method=method, parameters=quick(method), digests=["a"])
+    before = state(module)
+    module.calls_left = 0
+    with pytest.raises(RuntimeError, match="the head is broken"):
+        engine.explain(classifier, images(1, 160), method=method, parameters=quick(method), digests=["a"])
+    assert_unchanged(before, state(module))
+    assert classifier.lock.acquire(blocking=False)
+    classifier.lock.release()
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_it_works_under_no_grad_and_inference_mode(method: str) -> None:
+    x = images(1, 160)
+    plain = explain("test_resnet", x, method, ["a"]).maps
+    with torch.no_grad():
+        torch.testing.assert_close(explain("test_resnet", x, method, ["a"]).maps, plain)
+    with torch.inference_mode():
+        torch.testing.assert_close(explain("test_resnet", x.clone(), method, ["a"]).maps, plain)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_two_threads_get_the_same_as_one(method: str) -> None:
+    x = images(2, 160)
+    alone = [explain("test_resnet", x[[i]], method, [str(i)]).maps for i in (0, 1)]
+    found: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+
+    def run(i: int) -> None:
+        found[i].extend(explain("test_resnet", x[[i]], method, [str(i)]).maps for _ in range(3))
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in (0, 1):
+        assert len(found[i]) == 3
+        for maps_ in found[i]:
+            torch.testing.assert_close(maps_, alone[i])
+
+
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m not in ("edge", "random")])
+def test_cancel_stops_at_the_next_pass(method: str) -> None:
+    ticks = []
+
+    def cancel(done: int, total: int) -> None:
+        ticks.append((done, total))
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        explain("test_resnet", images(1, 160), method, ["a"], progress=cancel, batch_size=1)
+    assert len(ticks) == 1
+    assert 0 < ticks[0][0] <= ticks[0][1]
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_progress_ends_at_the_passes_the_card_promises(method: str) -> None:
+    ticks = []
+    x = images(2, 160)
+    found = explain("test_resnet", x, method, ["a", "b"], progress=lambda done, total: ticks.append((done, total)))
+    promised = methods.get(method).card.passes(methods.get(method).card.check_parameters(quick(method)), (160, 160))
+    assert found.passes == 2 * promised
+    assert (ticks[-1] if ticks else (0, 0)) == (round(found.passes), round(found.passes))
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_a_constant_image_gives_a_finite_map(method: str) -> None:
+    found = explain("test_resnet", torch.zeros(1, 3, 160, 160), method, ["a"])
+    assert torch.isfinite(found.maps).all()
+
+
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if m != "random"])
+def test_tensors_are_created_where_the_input_is(method: str) -> None:
+    """On the meta device a hidden host tensor or round trip is an error."""
+    module = timm_model("test_resnet").module
+    classifier = classifier_of(copy.deepcopy(module).to("meta"), size=160, classes=1000)
+    found = engine.explain(
+        classifier, torch.zeros(2, 3, 160, 160, device="meta"), method=method, parameters=quick(method),
+        digests=["a", "b"], target=ClassTarget(torch.zeros(2, dtype=torch.long, device="meta")),
+    )  # fmt: skip
+    assert found.maps.is_meta
+    assert found.logits.is_meta
+
+
+def test_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
+    classifier = timm_model("test_resnet")
+    x, digests = images(4, 160), list("abcd")
+    plain = engine.explain(classifier, x, method="smoothgrad", parameters={"samples": 3}, digests=digests)
+
+    class Tight(nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            if len(batch) > 1:
+                raise torch.OutOfMemoryError("too many")
+            return classifier.module(batch)
+
+    tight = Tight()
+    tight.inner = classifier.module
+    small = classifier_of(tight, size=160, classes=1000)
+    found = engine.explain(small, x, method="smoothgrad", parameters={"samples": 3}, digests=digests)
+    torch.testing.assert_close(found.maps, plain.maps, atol=1e-5, rtol=1e-3)
+
+
+def test_refusals_come_before_anything_runs() -> None:
+    with pytest.raises(MethodError, match="ReLU nets only.*gelu"):
+        explain("test_vit", images(1, 160), "guided_backprop", ["a"])
+    flat = classifier_of(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)), size=8, classes=3)
+    with pytest.raises(MethodError, match="no layer with a spatial map"):
+        engine.explain(flat, images(1, 8), method="grad_cam", digests=["a"])
+
+
+BAD = [
+    ({"method": "grad_cm"}, "no method 'grad_cm'"),
+    ({"method": "gradient", "parameters": {"samples": 3}}, "has no setting 'samples'"),
+    ({"method": "smoothgrad", "parameters": {"samples": "many"}}, "whole number"),
+    ({"method": "smoothgrad", "parameters": {"samples": 0}}, "between 1 and 500"),
+    ({"method": "smoothgrad", "parameters": {"noise": float("nan")}}, "a number"),
+    ({"method": "occlusion", "parameters": {"fill": "pink"}}, "mean, black"),
+    ({"method": "grad_cam", "parameters": {"layer": "nowhere"}}, "no layer 'nowhere'"),
+    ({"method": "grad_cam", "parameters": {"layer": "linear"}}, "no spatial map"),
+    ({"method": "gradient", "digests": []}, "digests"),
+    ({"method": "gradient", "target": ClassTarget(torch.tensor([0, 1]))}, "2 target classes"),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), BAD)
+def test_bad_requests_get_one_plain_sentence(options: dict, sentence: str) -> None:
+    with pytest.raises(SalvizError, match=sentence):
+        engine.explain(toy(), images(1, 32), **{"digests": ["a"], **options})
+
+
+def test_every_card_is_complete() -> None:
+    for method_id, method in methods.METHODS.items():
+        card = method.card
+        assert card.id == method_id
+        assert card.idea.count(". ") >= 2, f"{method_id}: the idea takes three sentences"
+        assert card.formula
+        assert card.citation
+        assert card.failures
+        assert card.check_parameters({}) == {p.name: p.default for p in card.parameters}
