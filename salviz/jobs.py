@@ -86,6 +86,10 @@ class Job:
 Task = Callable[[Job], Any]
 
 
+def _stopped(key: str) -> str:
+    return f"{key}|stopped"
+
+
 class JobRunner:
     """Runs jobs one after the other and remembers the latest results.
 
@@ -125,6 +129,23 @@ class JobRunner:
             self._pool.submit(self._run, job, task)
             return job
 
+    def peek(self, key: str) -> Any:  # noqa: ANN401 - whatever the work produces
+        """What is known of a key without asking for it: a result, what a stopped job had found, or None."""
+        with self._lock:
+            job = self._open.get(key)
+            if job is not None:
+                return job.partial
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key][0].result
+            stopped = self._kept.get(_stopped(key))
+            return stopped[0].partial if stopped else None
+
+    def is_done(self, key: str) -> bool:
+        """Whether the result of a key is at hand."""
+        with self._lock:
+            return key in self._kept
+
     def place(self, job: Job) -> int:
         """How many jobs are before this one (0: it runs or is over)."""
         with self._lock:
@@ -151,11 +172,14 @@ class JobRunner:
                 if self._open.get(job.key) is job:
                     del self._open[job.key]
                 if job.state == "done":
-                    self._keep(job)
-            job.partial = None
+                    job.partial = None
+                    self._keep(job.key, job, job.result)
+                elif job.partial is not None:
+                    # What a stopped job had found stays on the page until something else is asked for.
+                    self._keep(_stopped(job.key), job, job.partial)
             job.finished.set()
 
-    def _keep(self, job: Job) -> None:
-        self._kept[job.key] = (job, self._size(job.result))
+    def _keep(self, key: str, job: Job, result: Any) -> None:  # noqa: ANN401 - whatever the work produces
+        self._kept[key] = (job, self._size(result))
         while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._capacity:
             self._kept.popitem(last=False)

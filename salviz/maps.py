@@ -42,6 +42,11 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
 
 
+def repeat_cells(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """The map's own cells as blocks of one value: `(N, h, w)` -> `(N, height, width)`."""
+    return F.interpolate(maps.unsqueeze(1), size=size, mode="nearest-exact").squeeze(1)
+
+
 def scale_minmax(maps: Tensor) -> Tensor:
     """`(m - min) / (1e-7 + max(m - min))`, a map at a time: the CAM libraries' scaling to [0, 1).
 

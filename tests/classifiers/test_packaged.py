@@ -41,7 +41,7 @@ def test_real_weights_name_real_photographs(id: str, side: int) -> None:
     assert cat[0] in {"Egyptian cat", "tabby", "tiger cat"}
     assert best(classifier, data.coffee())[0] == "espresso"
     assert "missile" in best(classifier, data.rocket()) or "projectile" in best(classifier, data.rocket())
-    assert "daisy" in best(classifier, load_sample_image("flower.jpg"), 20)
+    assert {"palace", "monastery", "stupa"} & set(best(classifier, load_sample_image("china.jpg")))
 
 
 def test_the_lites_are_prepared_with_their_own_mean() -> None:
@@ -62,7 +62,9 @@ def test_every_tensor_of_the_file_is_in_the_model(id: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(given, held, strict=True))
 
 
-def test_another_file_under_the_right_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_under_the_right_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = find_packaged("tf_efficientnet_lite0")
     assert right is not None
     wrong = tmp_path / right.name
@@ -110,7 +112,11 @@ def test_mobilenet_is_found_in_torchs_cache_too(monkeypatch: pytest.MonkeyPatch,
     first = load("mobilenet_v2", device="cpu")
     # torchvision's own route to the same file ends in the same weights and names.
     again = load("torchvision:mobilenet_v2.IMAGENET1K_V1", device="cpu")
-    assert (again.digest, again.labels, again.preprocessing) == (first.digest, first.labels, first.preprocessing)
+    assert (again.digest, again.labels, again.preprocessing) == (
+        first.digest,
+        first.labels,
+        first.preprocessing,
+    )
     cached.write_bytes(b"not weights")
     for id in ("mobilenet_v2", "torchvision:mobilenet_v2.IMAGENET1K_V1"):
         with pytest.raises(ClassifierError, match="not the published ones"):

@@ -1,0 +1,139 @@
+"""What people see of an exploration: the photograph, its map, overlays and the cards of its variants.
+
+Display choices only: everything here re-blends stored maps in a few milliseconds and recomputes none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from salviz import maps
+from salviz.colormaps import DEFAULT_DIVERGING, DEFAULT_SEQUENTIAL, colormap
+from salviz.exploration import Exploration
+from salviz.images import Picture
+from salviz.overlay import colorize, limits, overlay, side_by_side
+
+Pixels = NDArray[np.uint8]
+Scale = Literal["map", "shared"]
+
+PHOTO_WIDTH = 560
+"""Width at which photographs are drawn, in pixels: sharp in a third of a wide window, light enough to send."""
+
+
+@dataclass(frozen=True)
+class Display:
+    """Display choices.
+
+    Attributes:
+        colormap: Id, or `auto`: inferno for unsigned maps, RdBu_r for signed ones.
+        opacity: Of the map over the photograph, 0 to 1.
+        is_signed: Whether the map's sign is shown.
+        range_mode: A `DisplayRange` value.
+        scale: Each map its own range, or all maps of the page the clean map's.
+        is_smooth: Interpolated, or the method's own cells.
+    """
+
+    colormap: str = "auto"
+    opacity: float = 0.5
+    is_signed: bool = False
+    range_mode: str = "full"
+    scale: Scale = "map"
+    is_smooth: bool = True
+
+    @property
+    def colormap_id(self) -> str:
+        """The colormap with `auto` resolved."""
+        if self.colormap != "auto":
+            return self.colormap
+        return DEFAULT_DIVERGING if self.is_signed else DEFAULT_SEQUENTIAL
+
+    @property
+    def is_diverging(self) -> bool:
+        """Whether zero stands in the middle of the colormap."""
+        return colormap(self.colormap_id).is_diverging
+
+
+def photograph(picture: Picture, width: int = PHOTO_WIDTH) -> Pixels:
+    """The photograph at display size: `(h, width, 3)` uint8; never enlarged beyond twice its size."""
+    image = picture.image
+    chosen = min(width, 2 * image.width)
+    height = max(1, round(image.height * chosen / image.width))
+    return np.asarray(image.resize((chosen, height)), dtype=np.uint8)
+
+
+def _on_photograph(exploration: Exploration, size: tuple[int, int], display: Display) -> NDArray[np.float32]:
+    """The clean map on a photograph of `(width, height)`: `(height, width)`, NaN where the model saw nothing."""
+    found = exploration.native_map(is_signed=display.is_signed)[None]
+    frame = (int(exploration.frames.shape[2]), int(exploration.frames.shape[3]))
+    found = maps.resize(found, frame) if display.is_smooth else maps.repeat_cells(found, frame)
+    placement = exploration.placement
+    across, down = size[0] / placement.size[0], size[1] / placement.size[1]
+    left, top, right, bottom = placement.box
+    scaled = replace(placement, size=size, box=(left * across, top * down, right * across, bottom * down))
+    return np.asarray(scaled.lay(found)[0].numpy(), dtype=np.float32)
+
+
+def clean_limits(exploration: Exploration, display: Display) -> tuple[float, float]:
+    """Display range of the clean map, from its own resolution: what the scale bar says."""
+    values = exploration.native_map(is_signed=display.is_signed).numpy()
+    return limits(values, display.range_mode, diverging=display.is_diverging)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The three pictures of equal size: `(h, w, 3)` uint8 each, and the range of the scale bar."""
+
+    photo: Pixels
+    map: Pixels
+    overlay: Pixels
+    low: float
+    high: float
+
+
+def pictures(exploration: Exploration, picture: Picture, display: Display, *, width: int = PHOTO_WIDTH) -> Pictures:
+    """Photograph, map and overlay, all on the whole photograph."""
+    photo = photograph(picture, width)
+    found = _on_photograph(exploration, (photo.shape[1], photo.shape[0]), display)
+    low, high = clean_limits(exploration, display)
+    return Pictures(
+        photo=photo,
+        map=colorize(found, display.colormap_id, low, high),
+        overlay=overlay(photo, found, display.colormap_id, low, high, display.opacity),
+        low=low,
+        high=high,
+    )
+
+
+def _frame_pixels(frame: torch.Tensor) -> Pixels:
+    return np.ascontiguousarray(frame.permute(1, 2, 0).numpy())
+
+
+def row_overlay(exploration: Exploration, row: int, display: Display, *, is_aligned: bool) -> Pixels:
+    """A row's map over a frame: `(H, W, 3)` uint8.
+
+    Args:
+        exploration: The result.
+        row: Which row.
+        display: Display choices.
+        is_aligned: The map laid back on the clean frame; else in the row's own frame, over that frame.
+    """
+    found, valid = exploration.display_map(row, is_signed=display.is_signed, is_aligned=is_aligned)
+    values = found.numpy()
+    if display.scale == "shared":
+        low, high = clean_limits(exploration, display)
+    else:
+        low, high = limits(values[valid.numpy()], display.range_mode, diverging=display.is_diverging)
+    shown = np.where(valid.numpy(), values, np.nan).astype(np.float32)
+    under = _frame_pixels(exploration.frame(0 if is_aligned else row))
+    return overlay(under, shown, display.colormap_id, low, high, display.opacity)
+
+
+def row_card(exploration: Exploration, row: int, display: Display, *, background: int = 255) -> Pixels:
+    """What the model saw in a row beside its map laid back on the clean frame: `(H, 2 W + gap, 3)` uint8."""
+    seen = _frame_pixels(exploration.frame(row))
+    return side_by_side([seen, row_overlay(exploration, row, display, is_aligned=True)], 4, background=background)
