@@ -98,12 +98,16 @@ def explain(
         while start < len(x):
             rows = slice(start, min(start + work.batch_size, len(x)))
             try:
-                parts.append(_explain_part(classifier, x[rows], target.part(rows), chosen, settings, digests[rows], seed, work))
+                parts.append(
+                    _explain_part(
+                        classifier, x[rows], target.part(rows), chosen, settings, digests[rows], seed, work
+                    )
+                )
             except torch.OutOfMemoryError as error:
                 if work.batch_size == 1:
                     raise MethodError(
-                        f"{chosen.card.title} does not fit into memory even for a single image. Choose a smaller "
-                        "classifier or a method with fewer passes."
+                        f"{chosen.card.title} does not fit into memory even for a single image. Choose a "
+                        "smaller classifier or a method with fewer passes."
                     ) from error
                 work.batch_size = max(1, work.batch_size // 2)
                 continue
@@ -141,14 +145,16 @@ def _explain_part(
     elif logits is None:
         logits = classifier.predict(x)
     return Explained(
-        found.maps.float(), logits.float(), target.resolve(logits).classes.to(x.device), found.completeness, 0.0, 0.0
+        found.maps.float(),
+        logits.float(),
+        target.resolve(logits).classes.to(x.device),
+        found.completeness,
+        0.0,
+        0.0,
     )
 
 
 def predict(classifier: Classifier, x: Tensor, *, batch_size: int = 16) -> Tensor:
     """Float32 logits `(N, K)` of `(N, 3, H, W)` images, in chunks, under the classifier's lock."""
     with classifier.lock:
-        return torch.cat([classifier.predict(part) for part in x.split(batch_size)])
-
-
-
+        return torch.cat([classifier.predict(part) for part in torch.split(x, batch_size)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,7 +36,7 @@ GROUP = 4
 """Variants explained between two partial results of a slow method."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exploration:
     """Result of an exploration; row 0 is the clean image, then the variants, then the changed models.
 
@@ -45,7 +46,8 @@ class Exploration:
         request: What was asked.
         frames: `(1 + V, 3, H, W)` uint8, what the model saw before normalisation.
         placement: Where the frame lies on the photograph.
-        raw: `(R, h, w)` or `(R, C, h, w)` float32, raw maps at the method's resolution, each in its own frame.
+        raw: `(R, h, w)` or `(R, C, h, w)` float32, raw maps at the method's resolution, each in its own
+            frame.
         logits: `(R, K)` float32.
         classes: `(R,)` int64, the class each map explains.
         ssim: `(R,)` float32 against row 0; NaN for row 0 and where undefined.
@@ -173,7 +175,8 @@ def request_for(
     for name, index in (("target", target), ("label", label)):
         if index is not None and not 0 <= index < len(classifier.labels):
             raise RequestError(
-                f"The {name} {index} is no class of {classifier.title}; it knows classes 0 to {len(classifier.labels) - 1}."
+                f"The {name} {index} is no class of {classifier.title}; it knows classes 0 to "
+                f"{len(classifier.labels) - 1}."
             )
     if output not in ("logit", "probability"):
         raise RequestError(f"The output must be logit or probability, not {output!r}.")
@@ -250,13 +253,15 @@ def explore(
     """
     request = request_for(picture, classifier) if request is None else request
     if (request.image, request.weights) != (picture.digest, classifier.digest):
-        raise RequestError("The request belongs to another picture or other weights; make a new one with request_for.")
+        raise RequestError(
+            "The request belongs to another picture or other weights; make a new one with request_for."
+        )
     run = _Run(classifier, picture, request, batch_size, progress)
     card = methods.get(request.method).card
     count = 1 + len(request.variants)
     is_slow = card.passes(request.settings, classifier.preprocessing.input_size) > SLOW_PASSES
     cuts = [0, 1, *range(1 + GROUP, count, GROUP), count] if is_slow and count > 1 else [0, count]
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         run.explain(classifier, slice(start, stop))
         publish(run.result())
     for change in request.changes:
@@ -274,7 +279,11 @@ class _Run:
         prep = classifier.preprocessing
         clean = prep.frame(picture.image).to(classifier.device).unsqueeze(0)
         self.variants = [Variant.from_token(token) for token in request.variants]
-        varied = augment(clean.expand(len(self.variants), -1, -1, -1), self.variants) if self.variants else clean[:0]
+        varied = (
+            augment(clean.expand(len(self.variants), -1, -1, -1), self.variants)
+            if self.variants
+            else clean[:0]
+        )
         self.frames = torch.cat([clean, varied])
         self.request, self.classifier = request, classifier
         self.card = methods.get(request.method).card
@@ -301,7 +310,6 @@ class _Run:
             method=self.request.method,
             target=target,
             parameters=self.request.settings,
-
             digests=self._names(classifier, rows),
             seed=self.request.seed,
             batch_size=self.batch_size,
@@ -320,7 +328,7 @@ class _Run:
         self.parts.append(found)
 
     def _names(self, classifier: Classifier, rows: slice) -> list[str]:
-        """What seeds each row's random numbers: a variant is another image, a changed model another question."""
+        """What seeds each row's random numbers: a variant is another image, a changed model too."""
         image = self.request.image
         if classifier is not self.classifier:
             return [f"{image}|{classifier.id}"]
@@ -361,4 +369,13 @@ class _Run:
         )
 
 
-
+def size_in_bytes(exploration: Exploration) -> int:
+    """Memory an exploration's tensors take."""
+    tensors = (
+        exploration.frames,
+        exploration.raw,
+        exploration.logits,
+        exploration.ssim,
+        exploration.spearman,
+    )
+    return sum(tensor.element_size() * tensor.nelement() for tensor in tensors)

@@ -68,7 +68,7 @@ class Job:
         if self._cancelled.is_set() or all(seen < oldest for seen in list(self._watchers.values())):
             raise Cancelled
 
-    def publish(self, partial: Any) -> None:  # noqa: ANN401 - whatever the work produces
+    def publish(self, partial: Any) -> None:
         """Called by the work when it has something worth showing."""
         self.partial = partial
 
@@ -98,7 +98,9 @@ class JobRunner:
         size: Bytes a result takes.
     """
 
-    def __init__(self, *, capacity: int = 512 * 2**20, size: Callable[[Any], int] = lambda result: 2**20) -> None:
+    def __init__(
+        self, *, capacity: int = 512 * 2**20, size: Callable[[Any], int] = lambda result: 2**20
+    ) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="salviz")
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Job] = OrderedDict()
@@ -129,7 +131,7 @@ class JobRunner:
             self._pool.submit(self._run, job, task)
             return job
 
-    def peek(self, key: str) -> Any:  # noqa: ANN401 - whatever the work produces
+    def peek(self, key: str) -> Any:
         """What is known of a key without asking for it: a result, what a stopped job had found, or None."""
         with self._lock:
             job = self._open.get(key)
@@ -166,7 +168,10 @@ class JobRunner:
             job.error, job.state = str(error), "failed"
         except Exception:
             logger.exception("job %s failed", job.key)
-            job.error, job.state = "Something went wrong inside Salviz; the log of the server says what.", "failed"
+            job.error, job.state = (
+                "Something went wrong inside Salviz; the log of the server says what.",
+                "failed",
+            )
         finally:
             with self._lock:
                 if self._open.get(job.key) is job:
@@ -179,7 +184,7 @@ class JobRunner:
                     self._keep(_stopped(job.key), job, job.partial)
             job.finished.set()
 
-    def _keep(self, key: str, job: Job, result: Any) -> None:  # noqa: ANN401 - whatever the work produces
+    def _keep(self, key: str, job: Job, result: Any) -> None:
         self._kept[key] = (job, self._size(result))
         while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._capacity:
             self._kept.popitem(last=False)

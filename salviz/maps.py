@@ -83,8 +83,8 @@ def scale_percentile(maps: Tensor, percentile: float = 99.0) -> Tensor:
 def comparable(raw: Tensor, card: MethodCard, size: tuple[int, int]) -> Tensor:
     """Unsigned maps at input resolution, scaled as COSE's released code scales this kind of map.
 
-    Class activation maps are scaled, resized and scaled again, as pytorch-grad-cam does; gradient-type maps are
-    summed over channels and clipped at the 99th percentile, as PAIR's library does.
+    Class activation maps are scaled, resized and scaled again, as pytorch-grad-cam does; gradient-type maps
+    are summed over channels and clipped at the 99th percentile, as PAIR's library does.
 
     Args:
         raw: `(N, h, w)` or `(N, C, h, w)` as the method returned it.

@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 Scale = Literal["map", "shared"]
 
 PHOTO_WIDTH = 560
-"""Width at which photographs are drawn, in pixels: sharp in a third of a wide window, light enough to send."""
+"""Width at which photographs are drawn, in pixels: sharp in a third of a wide window, light to send."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,23 @@ def photograph(picture: Picture, width: int = PHOTO_WIDTH) -> Pixels:
     return np.asarray(image.resize((chosen, height)), dtype=np.uint8)
 
 
-def _on_photograph(exploration: Exploration, size: tuple[int, int], display: Display) -> NDArray[np.float32]:
-    """The clean map on a photograph of `(width, height)`: `(height, width)`, NaN where the model saw nothing."""
-    found = exploration.native_map(is_signed=display.is_signed)[None]
+def on_photograph(
+    exploration: Exploration, size: tuple[int, int], *, is_signed: bool, is_smooth: bool = True
+) -> NDArray[np.float32]:
+    """The clean map on the whole photograph, in the method's own values.
+
+    Args:
+        exploration: The result.
+        size: `(width, height)` of the photograph as it is to be drawn.
+        is_signed: The map with its sign; else the method's unsigned form.
+        is_smooth: Interpolated; else in the method's own cells.
+
+    Returns:
+        `(height, width)` float32, NaN where the model saw nothing.
+    """
+    found = exploration.native_map(is_signed=is_signed)[None]
     frame = (int(exploration.frames.shape[2]), int(exploration.frames.shape[3]))
-    found = maps.resize(found, frame) if display.is_smooth else maps.repeat_cells(found, frame)
+    found = maps.resize(found, frame) if is_smooth else maps.repeat_cells(found, frame)
     placement = exploration.placement
     across, down = size[0] / placement.size[0], size[1] / placement.size[1]
     left, top, right, bottom = placement.box
@@ -95,10 +107,13 @@ class Pictures:
     high: float
 
 
-def pictures(exploration: Exploration, picture: Picture, display: Display, *, width: int = PHOTO_WIDTH) -> Pictures:
+def pictures(
+    exploration: Exploration, picture: Picture, display: Display, *, width: int = PHOTO_WIDTH
+) -> Pictures:
     """Photograph, map and overlay, all on the whole photograph."""
     photo = photograph(picture, width)
-    found = _on_photograph(exploration, (photo.shape[1], photo.shape[0]), display)
+    size = (photo.shape[1], photo.shape[0])
+    found = on_photograph(exploration, size, is_signed=display.is_signed, is_smooth=display.is_smooth)
     low, high = clean_limits(exploration, display)
     return Pictures(
         photo=photo,
@@ -136,4 +151,6 @@ def row_overlay(exploration: Exploration, row: int, display: Display, *, is_alig
 def row_card(exploration: Exploration, row: int, display: Display, *, background: int = 255) -> Pixels:
     """What the model saw in a row beside its map laid back on the clean frame: `(H, 2 W + gap, 3)` uint8."""
     seen = _frame_pixels(exploration.frame(row))
-    return side_by_side([seen, row_overlay(exploration, row, display, is_aligned=True)], 4, background=background)
+    return side_by_side(
+        [seen, row_overlay(exploration, row, display, is_aligned=True)], 4, background=background
+    )

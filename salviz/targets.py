@@ -34,7 +34,9 @@ class ClassTarget:
         return self
 
     def check(self, classes: int) -> None:
-        """Refuse a class the classifier does not have. Reads the indices on the host: call it once, not a pass.
+        """Refuse a class the classifier does not have.
+
+        Reads the indices on the host: call it once, not a pass.
 
         Args:
             classes: K, the number of classes.

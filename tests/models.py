@@ -25,7 +25,9 @@ def classifier_of(
         id=name,
         title=name,
         module=module,
-        preprocessing=Preprocessing((height, width), (height, width), "bilinear", IMAGENET_MEAN, IMAGENET_STD),
+        preprocessing=Preprocessing(
+            (height, width), (height, width), "bilinear", IMAGENET_MEAN, IMAGENET_STD
+        ),
         labels=Labels.numbered(classes),
         architecture=name,
         digest=name,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from salviz.classifiers.architectures import Architecture, find_architecture
+from salviz.classifiers.building import building
 from salviz.classifiers.classifier import Checkpoint, Draft
 from salviz.classifiers.labels import Labels
 from salviz.classifiers.preprocessing import Preprocessing
@@ -43,7 +44,8 @@ def draft_file(id: str, *, architecture: str | None = None) -> Draft:
     # Set only where it differs: not every architecture with a fixed size can be told one.
     size = preprocessing.input_size if preprocessing.input_size != found.preprocessing.input_size else None
     rebuild = partial(found.build, classes, size=size)
-    module = rebuild()
+    with building():
+        module = rebuild()
     fill(module, read_tensors(path, path.name), path.name)
     return Draft(
         id=f"{path}@{found.id}",

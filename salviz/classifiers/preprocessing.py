@@ -54,7 +54,7 @@ class Placement:
 
         Pixel centres lie at half-integers (`align_corners=False`). Where the original is finer than the map
         this is bilinear interpolation; where it is coarser the triangle is widened to one original pixel, so
-        that no part of the map is skipped.
+        that no part of the map is skipped. A NaN or an infinity makes the pixels it reaches NaN, no others.
 
         Args:
             maps: `(N, h, w)` float; any resolution that covers the whole frame.
@@ -70,42 +70,42 @@ class Placement:
             raise ValueError(f"Maps must be (N, h, w) floating point, not {tuple(maps.shape)} {maps.dtype}.")
         width, height = self.size
         left, top, right, bottom = self.box
-        laid, seen_rows = _resample(maps, dim=1, length=height, start=top, stop=bottom)
-        laid, seen_columns = _resample(laid, dim=2, length=width, start=left, stop=right)
-        seen = seen_rows[:, None] & seen_columns[None, :]
+        rows, seen_rows = _shares(maps.shape[1], length=height, start=top, stop=bottom)
+        columns, seen_columns = _shares(maps.shape[2], length=width, start=left, stop=right)
+        rows, columns = rows.to(maps.device, maps.dtype), columns.to(maps.device, maps.dtype)
+        defined = maps.isfinite()
+        if bool(defined.all()):
+            laid = rows @ maps @ columns.T
+        else:
+            # In a product 0 * NaN is NaN: undefined values are carried apart, to the pixels they reach.
+            laid = rows @ maps.where(defined, 0) @ columns.T
+            reached = (rows > 0).to(maps.dtype) @ (~defined).to(maps.dtype) @ (columns > 0).to(maps.dtype).T
+            laid = laid.masked_fill(reached > 0, float("nan"))
+        seen = (seen_rows[:, None] & seen_columns[None, :]).to(maps.device)
         return laid.masked_fill(~seen, fill)
 
 
-def _resample(maps: Tensor, *, dim: int, length: int, start: float, stop: float) -> tuple[Tensor, Tensor]:
-    """Resample one axis of `maps`, which spans [start, stop] of an axis of `length` pixels.
+def _shares(count: int, *, length: int, start: float, stop: float) -> tuple[Tensor, Tensor]:
+    """How much each map pixel adds to each original pixel along one axis.
+
+    Args:
+        count: Map pixels, which span [start, stop] of the original axis.
+        length: Original pixels.
+        start: Where the map begins, in original pixels.
+        stop: Where it ends.
 
     Returns:
-        The maps with `length` entries along `dim`, and `(length,)` bool: whether each lies in the span.
+        `(length, count)` float64 with rows that sum to 1, and `(length,)` bool: whether a pixel's centre lies
+        in the span; both on the CPU (MPS has no float64).
     """
-    count = maps.shape[dim]
     density = count / (stop - start)  # map pixels per original pixel
-    # Places are worked out in float64 on the CPU (MPS has none); they are O(length), the maps never move.
     centre = torch.arange(length, dtype=torch.float64) + 0.5
-    place = (centre - start) * density
-    reach = max(density, 1.0)
-    first = torch.floor(place - reach).long()
-    total = torch.zeros(length, dtype=torch.float64)
-    taps = []
-    for offset in range(math.ceil(2 * reach) + 1):
-        index = first + offset
-        weight = (1 - (index + 0.5 - place).abs() / reach).clamp_min(0)
-        weight = weight * ((index >= 0) & (index < count))
-        total += weight
-        taps.append((index.clamp(0, count - 1), weight))
-    shape = [1, 1, 1]
-    shape[dim] = length
-    result = torch.zeros_like(maps.index_select(dim, taps[0][0].to(maps.device)))
-    for index, weight in taps:
-        share = (weight / total.clamp_min(1e-12)).to(device=maps.device, dtype=maps.dtype).view(shape)
-        picked = maps.index_select(dim, index.to(maps.device))
-        # A tap of no weight must not spread an undefined value (0 * NaN is NaN).
-        result += torch.where(share > 0, picked * share, torch.zeros_like(picked))
-    return result, ((centre >= start) & (centre <= stop)).to(maps.device)
+    seen = (centre >= start) & (centre <= stop)
+    # Centres outside get the share of the nearest edge, so that every row has a sum; they are filled later.
+    place = ((centre - start) * density).clamp(0, count)
+    distance = (place[:, None] - torch.arange(count, dtype=torch.float64) - 0.5).abs()
+    shares = (1 - distance / max(density, 1.0)).clamp_min(0)
+    return shares / shares.sum(1, keepdim=True), seen
 
 
 @dataclass(frozen=True)

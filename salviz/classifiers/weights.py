@@ -70,7 +70,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
         if own[key].shape != state[key].shape:
             raise ClassifierError(
                 f"{name} does not fit its architecture: tensor {key} has shape {_shape(state[key])} where"
-                f" {_shape(own[key])} is needed, so give the architecture that it was trained with."
+                f" {_shape(own[key])} is needed, so use the architecture that it was trained with."
             )
         if own[key].is_floating_point() != state[key].is_floating_point():
             raise ClassifierError(

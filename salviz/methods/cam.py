@@ -126,7 +126,8 @@ _cam(
     "Grad-CAM",
     "The last spatial layer's channels, each weighted by how much the class score grows with it on average. "
     "Places that hold the weighted channels light up. The map is coarse: one value a cell of that layer.",
-    r"M = \mathrm{ReLU}\Big(\sum_k \Big(\frac{1}{Z}\sum_{ij}\frac{\partial f_c}{\partial A^k_{ij}}\Big) A^k\Big)",
+    r"M = \mathrm{ReLU}\Big(\sum_k \Big(\frac{1}{Z}\sum_{ij}\frac{\partial f_c}{\partial A^k_{ij}}"
+    r"\Big) A^k\Big)",
     "Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra: Grad-CAM. ICCV 2017.",
     "Averaging the gradient loses where it was; several small objects may merge into one blob.",
     grad_cam_map,
@@ -145,9 +146,10 @@ _cam(
 _cam(
     "layer_cam",
     "LayerCAM",
-    "Each activation times its own positive gradient, summed over channels. Unlike Grad-CAM the weight is not "
-    "averaged over places. It therefore also works on earlier, finer layers.",
-    r"M_{ij} = \mathrm{ReLU}\Big(\sum_k \mathrm{ReLU}\Big(\frac{\partial f_c}{\partial A^k_{ij}}\Big) A^k_{ij}\Big)",
+    "Each activation times its own positive gradient, summed over channels. Unlike Grad-CAM the weight is "
+    "not averaged over places. It therefore also works on earlier, finer layers.",
+    r"M_{ij} = \mathrm{ReLU}\Big(\sum_k \mathrm{ReLU}\Big(\frac{\partial f_c}{\partial A^k_{ij}}\Big) "
+    r"A^k_{ij}\Big)",
     "Jiang, Zhang, Hou, Cheng, Wei: LayerCAM. IEEE TIP 2021.",
     "On early layers it follows textures and edges.",
     layer_cam_map,

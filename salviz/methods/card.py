@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 from torch.nn import Module
 
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import MethodError
-from salviz.targets import Target
-from salviz.work import Work
 
 Family = Literal["gradients", "paths", "class activation maps", "perturbation", "controls"]
 Value = float | int | str | bool
@@ -42,7 +39,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     step: float | None = None
 
-    def check(self, value: Any) -> Value:  # noqa: ANN401 - values come from URLs, files and people
+    def check(self, value: Any) -> Value:
         """The value in the default's type.
 
         Raises:
@@ -64,7 +61,9 @@ class Parameter:
         except (TypeError, ValueError):
             number = None
         if number is None or (kind is int and float(value) != number) or number != number:
-            raise MethodError(f"{self.name} must be {'a whole' if kind is int else 'a'} number, not {value!r}.")
+            raise MethodError(
+                f"{self.name} must be {'a whole' if kind is int else 'a'} number, not {value!r}."
+            )
         if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
             raise MethodError(f"{self.name} must lie between {self.low:g} and {self.high:g}, not {number:g}.")
         return number
@@ -87,20 +86,12 @@ class Attribution:
     completeness: Tensor | None = None
 
 
-class Explain(Protocol):
-    """Signature of every method."""
+Explain = Callable[..., Attribution]
+"""Every method: `(classifier, x, target, *, generators, work, **parameters) -> Attribution`.
 
-    def __call__(  # noqa: D102
-        self,
-        classifier: Classifier,
-        x: Tensor,
-        target: Target,
-        *,
-        generators: Sequence[torch.Generator],
-        work: Work,
-        **parameters: Any,  # noqa: ANN401
-    ) -> Attribution: ...
-
+Arguments are a `Classifier` whose lock is held, `(N, 3, H, W)` float32 images in model space, a `Target` with
+one entry an image, one `torch.Generator` an image, the `Work` to report to, and the parameters by name.
+"""
 
 Evidence = Literal["magnitude", "positive", "as_is"]
 Scaling = Literal["minmax", "percentile"]

@@ -24,10 +24,12 @@ def _no_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
         id="edge",
         title="Edge detector (control)",
         family="controls",
-        idea="The strength of the picture's edges; the model is never asked. It follows every change of the image "
-        "and no change of the model. A method that scores no better than this explains the picture, not the model.",
+        idea="The strength of the picture's edges; the model is never asked. It follows every change of the "
+        "image and no change of the model. A method that scores no better than this explains the picture, "
+        "not the model.",
         formula=r"M = \sqrt{\tfrac{1}{2}\,\big((S_x * Y)^2 + (S_y * Y)^2\big)}",
-        citation="Sobel, Feldman, 1968; as a control: Adebayo et al.: Sanity Checks for Saliency Maps. NeurIPS 2018.",
+        citation="Sobel, Feldman, 1968; as a control: Adebayo et al.: Sanity Checks for Saliency Maps. "
+        "NeurIPS 2018.",
         evidence="as_is",
         scaling="minmax",
         signed=False,
@@ -42,7 +44,9 @@ def edge(
     prep = classifier.preprocessing
     std = x.new_tensor(prep.std).view(1, 3, 1, 1)
     mean = x.new_tensor(prep.mean).view(1, 3, 1, 1)
-    luminance = ((x * std + mean) * x.new_tensor((0.2125, 0.7154, 0.0721)).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    luminance = ((x * std + mean) * x.new_tensor((0.2125, 0.7154, 0.0721)).view(1, 3, 1, 1)).sum(
+        1, keepdim=True
+    )
     # One pixel of border repeated: scikit-image's "reflect" for a 3x3 kernel.
     padded = F.pad(luminance, (1, 1, 1, 1), mode="replicate")
     smooth, slope = x.new_tensor((0.25, 0.5, 0.25)), x.new_tensor((1.0, 0.0, -1.0))
@@ -56,8 +60,8 @@ def edge(
         id="random",
         title="Random (control)",
         family="controls",
-        idea="A map of random numbers, drawn once an image; the model is never asked. No agreement with it can "
-        "mean anything. Scores of other methods are read against this floor.",
+        idea="A map of random numbers, drawn once an image; the model is never asked. No agreement with it "
+        "can mean anything. Scores of other methods are read against this floor.",
         formula=r"M_{ij} \sim \mathcal{U}(0, 1)",
         citation="As a control: Tomsett et al.: Sanity Checks for Saliency Metrics. AAAI 2020.",
         evidence="as_is",

@@ -44,8 +44,9 @@ def _two_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
         id="gradient",
         title="Gradient",
         family="gradients",
-        idea="The derivative of the class score with respect to every pixel. A large value means that a small "
-        "change of this pixel would move the score most. It is local: it says nothing of large changes.",
+        idea="The derivative of the class score with respect to every pixel. A large value means that a "
+        "small change of this pixel would move the score most. It is local: it says nothing of large "
+        "changes.",
         formula=r"M = \frac{\partial f_c(x)}{\partial x}",
         citation="Simonyan, Vedaldi, Zisserman: Deep Inside Convolutional Networks. ICLR workshop 2014.",
         evidence="magnitude",
@@ -91,14 +92,15 @@ def input_x_gradient(
     return Attribution(x * maps, logits)
 
 
-def _noise(
-    x: Tensor, level: float, samples: int, generators: Sequence[torch.Generator]
-) -> Iterator[Tensor]:
+def _noise(x: Tensor, level: float, samples: int, generators: Sequence[torch.Generator]) -> Iterator[Tensor]:
     """Gaussian noise for one sample of every image at a time, from each image's own stream."""
     ranges = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
     for _ in range(samples):
         noise = torch.stack(
-            [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype).to(x.device) for g in generators]
+            [
+                torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype).to(x.device)
+                for g in generators
+            ]
         )
         yield noise * (level * ranges)
 
@@ -135,7 +137,7 @@ def average_gradient(
         classes = ClassTarget(target.classes.repeat(len(group)), target.output)
         found, _ = score_gradient(classifier, batch, classes)
         # Sample by sample, in order, so that the sum does not depend on how many fit in a pass.
-        for sample in of(found).split(len(x)):
+        for sample in torch.split(of(found), len(x)):
             total.add_(sample)
         count += len(group)
         work.tick(2 * len(batch))
@@ -152,7 +154,14 @@ def average_gradient(
 
 _SMOOTHGRAD = (
     Parameter("samples", 25, "Noisy copies averaged.", low=1, high=500, step=1),
-    Parameter("noise", 0.15, "Standard deviation of the noise, as a share of the input's range.", low=0.0, high=1.0, step=0.05),
+    Parameter(
+        "noise",
+        0.15,
+        "Standard deviation of the noise, as a share of the input's range.",
+        low=0.0,
+        high=1.0,
+        step=0.05,
+    ),
 )
 _SMILKOV = "Smilkov, Thorat, Kim, Viégas, Wattenberg: SmoothGrad. arXiv 1706.03825, 2017."
 
@@ -166,8 +175,9 @@ def _smoothgrad_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> 
         id="smoothgrad",
         title="SmoothGrad",
         family="gradients",
-        idea="The mean of the gradients of many noisy copies of the image. Noise in the map averages out and "
-        "what stays is common to the neighbourhood of the image. Signs are kept, so opposite gradients cancel.",
+        idea="The mean of the gradients of many noisy copies of the image. Noise in the map averages out "
+        "and what stays is common to the neighbourhood of the image. Signs are kept, so opposite gradients "
+        "cancel.",
         formula=r"M = \frac{1}{n}\sum_{i=1}^{n} \frac{\partial f_c(x+\varepsilon_i)}{\partial x},\quad "
         r"\varepsilon_i \sim \mathcal{N}(0, \sigma^2)",
         citation=_SMILKOV,
@@ -200,8 +210,9 @@ def smoothgrad(
         id="smoothgrad_squared",
         title="SmoothGrad²",
         family="gradients",
-        idea="The mean of the squared gradients of many noisy copies of the image. Nothing cancels, so the map "
-        "shows where the score is sensitive, without direction. This is what COSE's code calls SmoothGrad.",
+        idea="The mean of the squared gradients of many noisy copies of the image. Nothing cancels, so the "
+        "map shows where the score is sensitive, without direction. This is what COSE's code calls "
+        "SmoothGrad.",
         formula=r"M = \frac{1}{n}\sum_{i=1}^{n} \Big(\frac{\partial f_c(x+\varepsilon_i)}{\partial x}\Big)^2",
         citation=_SMILKOV + " Squared form: Hooker et al., NeurIPS 2019.",
         evidence="magnitude",
@@ -232,13 +243,13 @@ class _GuidedClamp(torch.autograd.Function):
     """ReLU or ReLU6 whose backward also drops negative incoming gradients (Springenberg et al., sec. 3.4)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, upper: float | None) -> Tensor:  # type: ignore[override]  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, upper: float | None) -> Tensor:
         passed = x > 0 if upper is None else (x > 0) & (x < upper)
         ctx.save_for_backward(passed)
         return x.clamp(min=0.0, max=upper)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (passed,) = ctx.saved_tensors
         return grad.clamp(min=0.0) * passed, None
 
@@ -247,15 +258,27 @@ _RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_}
 _RELU6 = {F.relu6}
 _OTHER_RECTIFIERS = {
     getattr(F, name): name
-    for name in ("silu", "gelu", "hardswish", "elu", "selu", "celu", "leaky_relu", "prelu", "mish", "softplus", "glu")
+    for name in (
+        "silu",
+        "gelu",
+        "hardswish",
+        "elu",
+        "selu",
+        "celu",
+        "leaky_relu",
+        "prelu",
+        "mish",
+        "softplus",
+        "glu",
+    )
 }
 
 
 class RectifierMode(TorchFunctionMode):
     """Sees every rectifier a forward pass calls, as module or as function, and can replace ReLU and ReLU6.
 
-    Module hooks would miss ReLU6, functional calls and fused norm-activation layers; captum's do, and return the
-    plain gradient for such nets.
+    Module hooks would miss ReLU6, functional calls and fused norm-activation layers; captum's do, and return
+    the plain gradient for such nets.
 
     Attributes:
         relus: ReLU and ReLU6 calls seen.
@@ -268,9 +291,13 @@ class RectifierMode(TorchFunctionMode):
         self.relus = 0
         self.others: set[str] = set()
 
-    def __torch_function__(  # type: ignore[override]
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None  # noqa: ANN401
-    ) -> Any:  # noqa: ANN401
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Replace a ReLU call, note another rectifier, pass everything else on."""
         kwargs = kwargs or {}
         if func is F.hardtanh:
@@ -320,8 +347,8 @@ def needs_relu(classifier: Classifier) -> str | None:
         id="guided_backprop",
         title="Guided backprop",
         family="gradients",
-        idea="The gradient, with every negative signal stopped at every ReLU on the way back. The map looks crisp "
-        "and follows the edges of the object. It hardly depends on the class or on the upper layers.",
+        idea="The gradient, with every negative signal stopped at every ReLU on the way back. The map looks "
+        "crisp and follows the edges of the object. It hardly depends on the class or on the upper layers.",
         formula=r"R^{l} = \mathbf{1}[x^{l}>0]\,\mathbf{1}[R^{l+1}>0]\,R^{l+1}",
         citation="Springenberg, Dosovitskiy, Brox, Riedmiller: Striving for Simplicity. ICLR workshop 2015.",
         evidence="magnitude",

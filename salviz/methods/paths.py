@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +35,9 @@ def _nodes(rule: str, steps: int) -> tuple[list[float], list[float]]:
         id="integrated_gradients",
         title="Integrated gradients",
         family="paths",
-        idea="The gradient is collected on the straight way from a blank image to this one and multiplied by the "
-        "difference. The values add up to the change of the score between the two. How far they do is shown as "
-        "the completeness error.",
+        idea="The gradient is collected on the straight way from a blank image to this one and multiplied "
+        "by the difference. The values add up to the change of the score between the two. How far they do "
+        "is shown as the completeness error.",
         formula=r"M = (x-x_0)\odot\int_0^1 \frac{\partial f_c(x_0+\alpha(x-x_0))}{\partial x}\,d\alpha",
         citation="Sundararajan, Taly, Yan: Axiomatic Attribution for Deep Networks. ICML 2017.",
         evidence="magnitude",
@@ -53,7 +52,12 @@ def _nodes(rule: str, steps: int) -> tuple[list[float], list[float]]:
                 "Quadrature; `released` is COSE's code: equal weights with both ends.",
                 choices=("gauss_legendre", "trapezoid", "released"),
             ),
-            Parameter("baseline", "mean", "The blank image: mean colour of the training set, or black.", choices=("mean", "black")),
+            Parameter(
+                "baseline",
+                "mean",
+                "The blank image: mean colour of the training set, or black.",
+                choices=("mean", "black"),
+            ),
         ),
         failures="Depends on the baseline: pixels of the baseline's colour get nothing.",
     )
@@ -81,8 +85,10 @@ def integrated_gradients(
     for start in range(0, steps, per_pass):
         part = points[start : start + per_pass]
         batch = torch.cat([blank + alpha * difference for alpha in part])
-        gradients, _ = score_gradient(classifier, batch, ClassTarget(target.classes.repeat(len(part)), target.output))
-        for gradient, weight in zip(gradients.split(len(x)), weights[start:], strict=False):
+        gradients, _ = score_gradient(
+            classifier, batch, ClassTarget(target.classes.repeat(len(part)), target.output)
+        )
+        for gradient, weight in zip(torch.split(gradients, len(x)), weights[start:], strict=False):
             total.add_(gradient, alpha=weight)
         work.tick(2 * len(batch))
     maps = difference * total
@@ -122,8 +128,9 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
         id="blur_ig",
         title="Blur integrated gradients",
         family="paths",
-        idea="Integrated gradients along a path that starts from the strongly blurred image and adds detail. No "
-        "colour is special, unlike with a blank baseline. Evidence appears at the scale where the model starts to use it.",
+        idea="Integrated gradients along a path that starts from the strongly blurred image and adds "
+        "detail. No colour is special, unlike with a blank baseline. Evidence appears at the scale where "
+        "the model starts to use it.",
         formula=r"M = -\int_0^{\sigma_{max}} \frac{\partial f_c(L_\sigma x)}{\partial L_\sigma x}\odot"
         r"\frac{\partial L_\sigma x}{\partial \sigma}\,d\sigma",
         citation="Xu, Venugopalan, Sundararajan: Attribution in Scale and Space. CVPR 2020.",
@@ -132,7 +139,9 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
         signed=True,
         passes=lambda parameters, size: 2.0 * float(parameters["steps"]),
         parameters=(
-            Parameter("max_sigma", 50.0, "Blur of the path's start, in pixels.", low=1.0, high=200.0, step=1.0),
+            Parameter(
+                "max_sigma", 50.0, "Blur of the path's start, in pixels.", low=1.0, high=200.0, step=1.0
+            ),
             Parameter("steps", 100, "Points on the path.", low=2, high=500, step=1),
         ),
         failures="The blurred start is dark at the edges, so borders can light up.",
@@ -160,7 +169,7 @@ def blur_ig(
         gradients, _ = score_gradient(
             classifier, batch, ClassTarget(target.classes.repeat(len(sigmas)), target.output)
         )
-        for sigma, image, gradient in zip(sigmas, blurred, gradients.split(len(x)), strict=True):
+        for sigma, image, gradient in zip(sigmas, blurred, torch.split(gradients, len(x)), strict=True):
             change = (gaussian_blur(x, sigma + epsilon) - image) / epsilon
             total.addcmul_(change, gradient, value=-step)
         work.tick(2 * len(batch))

@@ -32,8 +32,9 @@ def _occlusion_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> f
         id="occlusion",
         title="Occlusion",
         family="perturbation",
-        idea="A blank square slides over the image and the loss of score is noted at every place. It needs no "
-        "gradient and says what really happens when a region is hidden. The square's size sets what can be seen.",
+        idea="A blank square slides over the image and the loss of score is noted at every place. It needs "
+        "no gradient and says what really happens when a region is hidden. The square's size sets what can "
+        "be seen.",
         formula=r"M_{ij} = \frac{1}{|W_{ij}|}\sum_{w \ni (i,j)} f_c(x) - f_c(x_{\setminus w})",
         citation="Zeiler, Fergus: Visualizing and Understanding Convolutional Networks. ECCV 2014.",
         evidence="positive",
@@ -43,7 +44,12 @@ def _occlusion_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> f
         parameters=(
             Parameter("window", 32, "Side of the square, in pixels.", low=1, high=512, step=1),
             Parameter("stride", 16, "Distance between squares, in pixels.", low=1, high=512, step=1),
-            Parameter("fill", "mean", "Colour of the square: mean of the training set, or black.", choices=("mean", "black")),
+            Parameter(
+                "fill",
+                "mean",
+                "Colour of the square: mean of the training set, or black.",
+                choices=("mean", "black"),
+            ),
         ),
         failures="A blank square is itself something the model has never seen.",
     )
@@ -63,7 +69,9 @@ def occlusion(
     assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
     blank = torch.zeros_like(x[:1])
     if fill == "black":
-        blank = classifier.preprocessing.normalise(torch.zeros(blank.shape, dtype=torch.uint8, device=x.device))
+        blank = classifier.preprocessing.normalise(
+            torch.zeros(blank.shape, dtype=torch.uint8, device=x.device)
+        )
     windows = _windows((x.shape[2], x.shape[3]), window, stride)
     lost = torch.zeros(len(x), *x.shape[2:], device=x.device)
     covered = torch.zeros(x.shape[2:], device=x.device)
@@ -74,11 +82,11 @@ def occlusion(
         work.tick(len(x))
         for start in range(0, len(windows), per_pass):
             part = windows[start : start + per_pass]
-            batch = x.repeat(len(part), 1, 1, 1).unflatten(0, (len(part), len(x)))
+            batch = x.repeat(len(part), 1, 1, 1).view(len(part), *x.shape)
             for image, (rows, columns) in zip(batch, part, strict=True):
                 image[..., rows, columns] = blank[..., rows, columns]
             classes = ClassTarget(target.classes.repeat(len(part)), target.output)
-            scores = classes.score(classifier.predict(batch.flatten(0, 1))).unflatten(0, (len(part), len(x)))
+            scores = classes.score(classifier.predict(batch.flatten(0, 1))).view(len(part), len(x))
             for score, (rows, columns) in zip(scores, part, strict=True):
                 lost[:, rows, columns] += (whole - score)[:, None, None]
                 covered[rows, columns] += 1

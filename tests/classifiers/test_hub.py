@@ -208,7 +208,6 @@ answers = {}
 for id in sys.argv[1:]:
     try:
         classifier = load(id, device="cpu")
-        state = classifier.module.state_dict()
         answers[id] = [classifier.digest, len(classifier.labels), classifier.labels.short(0),
                        is_available_offline(id)]
     except ClassifierError as error:
@@ -249,20 +248,22 @@ def test_a_hub_that_answers_and_one_that_does_not(hub: tuple[str, type[Hub]], tm
     endpoint, handler = hub
     home = tmp_path / "home"
     good, timm_id = "hf-hub:me/good", "timm:test_resnet.r160_in1k"
+    same_id = f"hf-hub:{timm_id.replace(':', '/')}"
     refusals = {
         "hf-hub:me/gated": "is gated; accept its terms",
         "hf-hub:me/private": "does not exist on the hub or is private",
         "hf-hub:me/unknown": "does not exist on the hub or is private",
         "hf-hub:me/pickle": "has no model.safetensors, and other weight formats can run code",
         "hf-hub:me/huge": "has 3000 MB of weights and the limit is 2000 MB",
-        "hf-hub:me/cut": "not a sound safetensors file",
+        "hf-hub:me/cut": "arrived damaged and were removed from the cache",
         "hf-hub:me/foreign": "not in timm's format",
         "hf-hub:me/broken": "answered the request for me/broken with error 500",
         "timm:test_vit.r160_in1k": "does not exist on the hub",
     }
-    answers = ask(home, endpoint, good, timm_id, *refusals)
+    answers = ask(home, endpoint, good, timm_id, same_id, *refusals)
     assert answers[good][1:] == [3, "ant", True]
     assert answers[timm_id][1:] == [1000, "tench", True]
+    assert answers[same_id] == answers[timm_id]
     for id, part in refusals.items():
         assert isinstance(answers[id], str), id
         assert part in answers[id]
@@ -275,10 +276,11 @@ def test_a_hub_that_answers_and_one_that_does_not(hub: tuple[str, type[Hub]], tm
 
     handler.requests.clear()
     dead = "http://127.0.0.1:9"  # nothing listens there
-    later = ask(home, dead, good, timm_id, "hf-hub:me/other", "timm:test_vit.r160_in1k")
+    later = ask(home, dead, good, timm_id, "hf-hub:me/other", "hf-hub:me/cut", "timm:test_vit.r160_in1k")
     assert later[good] == answers[good]
     assert later[timm_id] == answers[timm_id]
     assert "could not be fetched; check the network connection" in later["hf-hub:me/other"]
+    assert "could not be fetched" in later["hf-hub:me/cut"], "the damaged file must not be used again"
     assert "could not be fetched" in later["timm:test_vit.r160_in1k"]
 
     offline = ask(home, endpoint, good, timm_id, "hf-hub:me/gated", "timm:test_vit.r160_in1k", offline=True)

@@ -1,4 +1,5 @@
 import importlib.util
+import threading
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,23 @@ def test_a_head_that_starts_at_zero_is_drawn_at_random() -> None:
     twin = untrained(classifier)
     assert float(twin.module.head.weight.std()) > 0
     assert twin.digest == untrained(classifier).digest
+
+
+def test_untrained_twins_do_not_depend_on_what_is_built_meanwhile(lite: Classifier) -> None:
+    expected = untrained(lite, seed=3).digest
+    stop = threading.Event()
+
+    def disturb() -> None:
+        while not stop.is_set():
+            load("tf_efficientnet_lite1", device="cpu")
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        assert [untrained(lite, seed=3).digest for _ in range(4)] == [expected] * 4
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_loading_leaves_the_random_state_alone() -> None:

@@ -28,7 +28,9 @@ def quick(method: str) -> dict:
 
 
 def explain(name, x, method, digests, **options):
-    return engine.explain(timm_model(name), x, method=method, parameters=quick(method), digests=digests, **options)
+    return engine.explain(
+        timm_model(name), x, method=method, parameters=quick(method), digests=digests, **options
+    )
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
@@ -51,7 +53,10 @@ def test_the_result_depends_neither_on_batch_nor_on_order(name: str, method: str
 def state(module: nn.Module) -> dict:
     return {
         "hooks": [
-            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
+            len(m._forward_hooks)
+            + len(m._forward_pre_hooks)
+            + len(m._backward_hooks)
+            + len(m._backward_pre_hooks)
             for m in module.modules()
         ],
         "training": [m.training for m in module.modules()],
@@ -156,8 +161,12 @@ def test_cancel_stops_at_the_next_pass(method: str) -> None:
 def test_progress_ends_at_the_passes_the_card_promises(method: str) -> None:
     ticks = []
     x = images(2, 160)
-    found = explain("test_resnet", x, method, ["a", "b"], progress=lambda done, total: ticks.append((done, total)))
-    promised = methods.get(method).card.passes(methods.get(method).card.check_parameters(quick(method)), (160, 160))
+    found = explain(
+        "test_resnet", x, method, ["a", "b"], progress=lambda done, total: ticks.append((done, total))
+    )
+    promised = methods.get(method).card.passes(
+        methods.get(method).card.check_parameters(quick(method)), (160, 160)
+    )
     assert found.passes == 2 * promised
     assert (ticks[-1] if ticks else (0, 0)) == (round(found.passes), round(found.passes))
 
@@ -200,7 +209,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
 
 
 def test_refusals_come_before_anything_runs() -> None:
-    with pytest.raises(MethodError, match="ReLU nets only.*gelu"):
+    with pytest.raises(MethodError, match=r"ReLU nets only.*gelu"):
         explain("test_vit", images(1, 160), "guided_backprop", ["a"])
     flat = classifier_of(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)), size=8, classes=3)
     with pytest.raises(MethodError, match="no layer with a spatial map"):

@@ -55,7 +55,11 @@ def test_integrated_gradients_equal_captum(baseline: str, output: str) -> None:
 
     classifier, x = timm_model(RELU_NET), images(2, 160)
     head = nn.Softmax(dim=1) if output == "probability" else nn.Identity()
-    start = classifier.preprocessing.normalise(torch.zeros_like(x, dtype=torch.uint8)) if baseline == "black" else 0
+    start = (
+        classifier.preprocessing.normalise(torch.zeros_like(x, dtype=torch.uint8))
+        if baseline == "black"
+        else 0
+    )
     oracle = IntegratedGradients(nn.Sequential(classifier.module, head)).attribute(
         x, baselines=start, target=[3, 7], n_steps=8, method="gausslegendre"
     )
@@ -80,7 +84,8 @@ def test_guided_backprop_equals_captum_where_captum_is_right() -> None:
     # Plain nn.ReLU modules only: the nets captum's hooks do see.
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5),
     )  # fmt: skip
     classifier, x = classifier_of(net, size=20, classes=5), images(2, 20)
     with pytest.warns(UserWarning, match="backward hooks"):
@@ -136,7 +141,8 @@ def test_guided_backprop_differs_from_the_gradient_on_a_relu6_net() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "oracle"), [("grad_cam", "GradCAM"), ("grad_cam_pp", "GradCAMPlusPlus"), ("layer_cam", "LayerCAM")]
+    ("method", "oracle"),
+    [("grad_cam", "GradCAM"), ("grad_cam_pp", "GradCAMPlusPlus"), ("layer_cam", "LayerCAM")],
 )
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_cams_equal_pytorch_grad_cam(method: str, oracle: str, name: str) -> None:
@@ -176,7 +182,9 @@ def test_grad_cam_of_a_global_pool_net_is_cam() -> None:
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 3.0, 49.5])
 def test_gaussian_blur_equals_scipy(sigma: float) -> None:
     x = images(2, (20, 33))
-    expected = gaussian_filter(x.numpy().astype(np.float64), (0, 0, sigma, sigma), mode="constant", truncate=4)
+    expected = gaussian_filter(
+        x.numpy().astype(np.float64), (0, 0, sigma, sigma), mode="constant", truncate=4
+    )
     np.testing.assert_allclose(gaussian_blur(x, sigma).numpy(), expected, atol=2e-6)
 
 
@@ -212,7 +220,11 @@ def test_occlusion_equals_captum(window: int, stride: int) -> None:
         torch.testing.assert_close(found, lost[:, None, None].expand(2, 160, 160), atol=1e-5, rtol=1e-4)
         return
     oracle = Occlusion(classifier.module).attribute(
-        x, sliding_window_shapes=(3, window, window), strides=(3, stride, stride), target=[3, 7], perturbations_per_eval=8
+        x,
+        sliding_window_shapes=(3, window, window),
+        strides=(3, stride, stride),
+        target=[3, 7],
+        perturbations_per_eval=8,
     )
     found = explain(classifier, x, "occlusion", [3, 7], window=window, stride=stride).maps
     # captum divides 0 by 0 where no window ever was; nothing was lost there.
@@ -224,7 +236,9 @@ def test_edge_equals_scikit_image() -> None:
     from skimage.filters import sobel
 
     classifier = toy()
-    frames = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames = torch.randint(
+        0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     x = classifier.preprocessing.normalise(frames)
     found = explain(classifier, x, "edge", [0, 0]).maps
     for map_, frame in zip(found, frames, strict=True):
@@ -234,7 +248,9 @@ def test_edge_equals_scikit_image() -> None:
 def test_smoothgrad_without_noise_is_the_gradient() -> None:
     classifier, x = timm_model("test_vit"), images(2, 160)
     plain = explain(classifier, x, "gradient", [3, 7]).maps
-    torch.testing.assert_close(explain(classifier, x, "smoothgrad", [3, 7], samples=4, noise=0.0).maps, plain, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(
+        explain(classifier, x, "smoothgrad", [3, 7], samples=4, noise=0.0).maps, plain, atol=1e-6, rtol=1e-3
+    )
 
 
 def test_random_maps_are_uniform_and_belong_to_the_image() -> None:

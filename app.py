@@ -1,0 +1,5 @@
+"""Salviz: `streamlit run app.py`."""
+
+from salviz.ui import frame
+
+frame.run()

@@ -1,0 +1,96 @@
+"""Loaded classifiers shared by everybody who asks for them, the least used one dropped first."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import torch
+
+from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.loading import load
+
+_PROBES = 3
+
+
+@dataclass
+class Loaded:
+    """A classifier and how long one of its image passes takes here.
+
+    Attributes:
+        classifier: The shared classifier.
+        seconds_per_pass: Wall seconds an image pass, measured on a small batch and corrected by real work.
+    """
+
+    classifier: Classifier
+    seconds_per_pass: float
+
+    def learn(self, passes: float, seconds: float) -> None:
+        """Correct the measured speed by a piece of real work."""
+        if passes >= 1:
+            self.seconds_per_pass = 0.5 * self.seconds_per_pass + 0.5 * seconds / passes
+
+
+@dataclass
+class ClassifierStore:
+    """Keeps the classifiers used last.
+
+    Attributes:
+        capacity: How many to keep.
+    """
+
+    capacity: int = 3
+    _kept: OrderedDict[tuple[str, str, str | None], Loaded] = field(default_factory=OrderedDict)
+    _loading: dict[tuple[str, str, str | None], threading.Lock] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, id: str, *, device: str = "auto", autocast: str | None = None) -> Loaded:
+        """The classifier of an id, loaded by the first who asks while others wait.
+
+        Raises:
+            ClassifierError: It cannot be loaded; the next call tries again.
+        """
+        key = (id, device, autocast)
+        with self._lock:
+            turn = self._loading.setdefault(key, threading.Lock())
+        with turn:
+            with self._lock:
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    return self._kept[key]
+            classifier = load(id, device=device, autocast=autocast)
+            loaded = Loaded(classifier, _measure(classifier))
+            with self._lock:
+                self._kept[key] = loaded
+                while len(self._kept) > self.capacity:
+                    self._kept.popitem(last=False)
+            return loaded
+
+    def is_loaded(self, id: str, *, device: str = "auto", autocast: str | None = None) -> bool:
+        """Whether `get` would answer at once."""
+        with self._lock:
+            return (id, device, autocast) in self._kept
+
+
+def _measure(classifier: Classifier) -> float:
+    """Median seconds of one image in a forward pass of a few."""
+    height, width = classifier.preprocessing.input_size
+    blank = torch.zeros(4, 3, height, width, device=classifier.device)
+    times = []
+    with classifier.lock:
+        for _ in range(_PROBES):
+            started = time.perf_counter()
+            # Reading one number waits for devices that work asynchronously.
+            float(classifier.predict(blank)[0, 0])
+            times.append(time.perf_counter() - started)
+    return sorted(times)[_PROBES // 2] / len(blank)
+
+
+def devices() -> tuple[str, ...]:
+    """Devices of this machine a classifier can be placed on, the CPU last."""
+    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return (*found, "cpu")

@@ -1,0 +1,58 @@
+"""Consistency, sensitivity and COSE of one exploration."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from salviz.exploration import Exploration
+from salviz.metrics.cose import CoseResult, Rows, bootstrap
+from salviz.request import UNTRAINED
+
+DRAWS = 1000
+"""Bootstrap draws behind an interval where nothing else is asked for."""
+
+_known: WeakKeyDictionary[Exploration, dict[int, CoseResult]] = WeakKeyDictionary()
+
+
+def kinds(exploration: Exploration) -> tuple[str, ...]:
+    """Kind of every row after the clean one, as `metrics.cose.KINDS` names them, as far as rows are done."""
+    images = tuple(variant.card.kind for variant in exploration.variants)
+    models = tuple("untrained" if change == UNTRAINED else "checkpoint" for change in exploration.changes)
+    return images + models
+
+
+def cose_rows(exploration: Exploration) -> Rows:
+    """The variants and changed models of an exploration as COSE's rows; similarity is SSIM.
+
+    Args:
+        exploration: Complete or under way; rows still to come are left out.
+    """
+    predicted = exploration.predicted.tolist()
+    return Rows.of(
+        similarity=exploration.ssim[1:].numpy(),
+        kind=kinds(exploration),
+        target=exploration.request.label,
+        prediction=predicted[0],
+        variant_prediction=predicted[1:],
+    )
+
+
+def scores(exploration: Exploration, *, draws: int = DRAWS) -> CoseResult:
+    """Consistency, sensitivity and COSE with 95 % bootstrap intervals; computed once an exploration.
+
+    There is one image only, so rows are drawn: the intervals say how much the scores depend on which variants
+    were chosen, not how they would vary between images.
+
+    Args:
+        exploration: Complete or under way.
+        draws: Bootstrap draws.
+
+    Raises:
+        ValueError: `draws` is not positive.
+    """
+    found = _known.setdefault(exploration, {})
+    if draws not in found:
+        found[draws] = bootstrap(
+            cose_rows(exploration), unit="row", seed=exploration.request.seed, draws=draws
+        )
+    return found[draws]

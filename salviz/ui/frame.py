@@ -1,0 +1,66 @@
+"""The frame around every page: configuration, navigation, the shared pick in the sidebar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from salviz.ui import panels, session, sidebar, state
+
+_ROOT = Path(__file__).parents[2]
+
+
+def _pages() -> list[StreamlitPage]:
+    return [st.Page(_ROOT / "pages" / "explore.py", title="Explore", icon=":material/search:", default=True)]
+
+
+def run() -> None:
+    """One run of the app: the whole of `app.py`."""
+    st.set_page_config(
+        page_title="Salviz", page_icon=str(_ROOT / "assets" / "icon.png"), layout="wide", initial_sidebar_state="auto"
+    )
+    page = st.navigation(_pages())
+    if not session.wait_until_warm(0.05):
+        _cold()
+        return
+    error = session.warm_up_error()
+    if error is not None:
+        st.error(error)
+        return
+    notices = state.adopt_url()
+    pick = sidebar.choose()
+    pick.problems[:0] = notices
+    st.session_state["_pick"] = pick
+    page.run()
+    state.write_url()
+
+
+def guard() -> sidebar.Pick:
+    """What the person picked; the first call of every page file.
+
+    A server that has not run `app.py` yet finds the files in `pages/` by itself and runs them without the frame: then
+    the navigation is announced and the page run again inside it.
+    """
+    pick = st.session_state.pop("_pick", None)
+    if pick is None:
+        st.navigation(_pages())
+        st.rerun()
+    chosen: sidebar.Pick = pick
+    return chosen
+
+
+def _cold() -> None:
+    """The first seconds of a server: the layout is there while PyTorch loads."""
+    with st.sidebar:
+        for height in (110, 60, 60, 60, 60):
+            st.skeleton(height)
+    panels.skeletons("Starting: loading PyTorch, once for this server …")
+    _poll()
+
+
+@st.fragment(run_every=0.4)
+def _poll() -> None:
+    if session.is_warm():
+        st.rerun()

@@ -1,0 +1,78 @@
+"""Pieces several pages use: skeletons, problems, scores, links and the display choices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+import streamlit as st
+
+from salviz.ui import state
+
+
+def skeletons(message: str) -> None:
+    """The page's layout before there is anything to show."""
+    st.caption(message)
+    for column in st.columns([1, 1, 1, 1.1]):
+        with column:
+            st.skeleton(260)
+    for column in st.columns(3):
+        with column:
+            st.skeleton(76)
+    for column in st.columns(2):
+        with column:
+            for _ in range(3):
+                st.skeleton(104)
+
+
+def problems(sentences: Sequence[str]) -> None:
+    """One quiet box for everything that went wrong, nothing where nothing did."""
+    if sentences:
+        st.warning("\n\n".join(sentences), icon=":material/info:")
+
+
+def theme() -> str:
+    """`light` or `dark`, as the browser shows it."""
+    return "dark" if st.context.theme.type == "dark" else "light"
+
+
+def score(title: str, value: Any, *, meaning: str, missing: str) -> None:  # noqa: ANN401 - a metrics.Score
+    """A score with its interval and count, or why it is undefined.
+
+    Args:
+        title: Name of the score.
+        value: A `metrics.Score`.
+        meaning: One sentence of help.
+        missing: Why it is undefined here and what to try.
+    """
+    if math.isnan(value.value):
+        st.metric(title, "undefined", help=meaning)
+        st.caption(missing)
+        return
+    st.metric(title, f"{value.value:.2f}".replace("-", "−"), help=meaning)
+    st.caption(interval(value))
+
+
+def interval(value: Any) -> str:  # noqa: ANN401 - a metrics.Score
+    """`[0.66, 0.75], n = 11`; no interval from fewer than three rows, which could not carry one."""
+    rows = f"n = {value.count}" + (f", {value.undefined} undefined" if value.undefined else "")
+    if value.count < 3 or math.isnan(value.low):
+        return f"{rows}: too few for an interval"
+    return f"[{value.low:.2f}, {value.high:.2f}], {rows}".replace("-", "−")
+
+
+def link(*, is_shareable: bool, kind: str = "picture") -> None:
+    """The popover with the page's link, or why there is none."""
+    with st.popover("Link", icon=":material/link:"):
+        if not is_shareable:
+            st.markdown(
+                f"An uploaded {kind} cannot travel in a link: it stays on this server only while you are here. "
+                "Everything else of this view can; choose a sample to share it, or download the result."
+            )
+            return
+        base = (st.context.url or "").partition("?")[0]
+        query = urlencode(state.link_parameters())
+        st.markdown("This link opens exactly this view:")
+        st.code(f"{base}?{query}" if query else base, language=None, wrap_lines=True)

@@ -1,0 +1,98 @@
+"""What visitors share - classifiers, jobs, results - and what ends with a visit."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import streamlit as st
+
+from salviz.jobs import Job, JobRunner
+
+_warm = threading.Event()
+_warming = threading.Lock()
+_state: dict[str, Any] = {"started": False, "error": None}
+
+
+def is_warm() -> bool:
+    """Whether torch and the default classifier are loaded; starts loading them on the first call."""
+    with _warming:
+        if not _state["started"]:
+            _state["started"] = True
+            threading.Thread(target=_warm_up, name="salviz-warm-up", daemon=True).start()
+    return _warm.is_set()
+
+
+def wait_until_warm(seconds: float) -> bool:
+    """Wait a little for `is_warm`."""
+    return is_warm() or _warm.wait(seconds)
+
+
+def _warm_up() -> None:
+    """Import the heavy libraries off the page's thread; the first paint does not wait for them."""
+    import importlib
+    import logging
+
+    try:
+        for name in ("torch", "timm", "salviz.exploration", "salviz.figures", "salviz.render", "salviz.export"):
+            importlib.import_module(name)
+    except Exception:
+        logging.getLogger(__name__).exception("loading the libraries failed")
+        _state["error"] = "PyTorch could not be loaded; the log of the server says why."
+    finally:
+        _warm.set()
+
+
+def warm_up_error() -> str | None:
+    """Why the libraries could not be loaded, or None."""
+    error: str | None = _state["error"]
+    return error
+
+
+@st.cache_resource(show_spinner=False)
+def runner() -> JobRunner:
+    """The one queue of work of this server."""
+    from salviz.exploration import size_in_bytes
+
+    return JobRunner(size=size_in_bytes)
+
+
+@st.cache_resource(show_spinner=False)
+def classifiers() -> Any:  # noqa: ANN401 - a ClassifierStore, whose module imports torch
+    """The loaded classifiers of this server."""
+    from salviz.classifiers.store import ClassifierStore
+
+    return ClassifierStore()
+
+
+@dataclass
+class Visit:
+    """One browser tab: a name to watch jobs under, and the jobs it watches."""
+
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    def watch(self, slot: str, job: Job) -> None:
+        """Watch a job in a slot; the job watched there before is left."""
+        before = self.jobs.get(slot)
+        if before is not None and before is not job and before.is_open:
+            before.leave(self.name)
+        self.jobs[slot] = job
+        job.look(self.name)
+
+    def leave_all(self) -> None:
+        """The tab was closed: nobody here waits any more."""
+        for job in self.jobs.values():
+            job.leave(self.name)
+
+
+def _end(visit: Visit) -> None:
+    visit.leave_all()
+
+
+@st.cache_resource(scope="session", on_release=_end, show_spinner=False)
+def visit() -> Visit:
+    """This tab's visit."""
+    return Visit()
