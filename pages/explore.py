@@ -1,14 +1,16 @@
 """Explore: a model, a photograph, its map, and what becomes of the map when the image or the model changes."""
 
 from salviz.ui import explore, frame, panels
+from salviz.ui.turn import turn
+from salviz.ui.view import look
 
 pick = frame.guard()
-view = explore.look(pick)
+view = look(pick)
 explore.header(view)
-panels.problems(view.problems)
+panels.problems(pick.problems)
 explore.status(view)
-if view.exploration is None:
+if view.shown is None:
     explore.empty(view)
 else:
-    explore.pictures_and_variants(view)
-    explore.turn(view)
+    explore.pictures_and_variants(view.shown)
+    turn(view.shown)

@@ -26,7 +26,7 @@ _LAZY = {
 __all__ = ["Request", "SalvizError", "__version__", "explore", "load"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the module holds
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'salviz' has no attribute {name!r}")

@@ -78,6 +78,8 @@ def explain(
         raise RequestError(f"Images must come as (N, 3, H, W) with N at least 1, not {tuple(x.shape)}.")
     if len(digests) != len(x):
         raise RequestError(f"There are {len(x)} images but {len(digests)} digests; give one for every image.")
+    if batch_size < 1:
+        raise RequestError(f"A model pass needs at least one image; the batch size cannot be {batch_size}.")
     target = target or PredictedTarget()
     if isinstance(target, ClassTarget):
         if len(target.classes) != len(x):
@@ -99,9 +101,7 @@ def explain(
             rows = slice(start, min(start + work.batch_size, len(x)))
             try:
                 parts.append(
-                    _explain_part(
-                        classifier, x[rows], target.part(rows), chosen, settings, digests[rows], seed, work
-                    )
+                    _explain_part(classifier, x[rows], target.part(rows), chosen, settings, digests[rows], seed, work)
                 )
             except torch.OutOfMemoryError as error:
                 if work.batch_size == 1:

@@ -6,6 +6,7 @@ comparable maps -> realigned -> SSIM and Spearman against the clean map -> consi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,7 +181,7 @@ def request_for(
             )
     if output not in ("logit", "probability"):
         raise RequestError(f"The output must be logit or probability, not {output!r}.")
-    if data_range != "pair" and not (isinstance(data_range, int | float) and data_range > 0):
+    if data_range != "pair" and not (isinstance(data_range, int | float) and 0 < data_range < math.inf):
         raise RequestError(f"SSIM's data range must be “pair” or a positive number, not {data_range!r}.")
     known = [UNTRAINED, *(CHECKPOINT + checkpoint.label for checkpoint in classifier.checkpoints)]
     for change in changes:
@@ -192,7 +193,7 @@ def request_for(
         classifier=classifier.id,
         weights=classifier.digest,
         method=method,
-        parameters=tuple(sorted(settings.items())),
+        parameters=tuple(settings.items()),
         target=target,
         output=output,
         label=label,
@@ -200,7 +201,12 @@ def request_for(
         changes=tuple(changes),
         data_range=data_range,
         seed=seed,
+        precision=_precision(classifier),
     )
+
+
+def _precision(classifier: Classifier) -> str:
+    return str(classifier.autocast or torch.float32).removeprefix("torch.")
 
 
 _twins: WeakKeyDictionary[Classifier, dict[tuple[str, int], Classifier]] = WeakKeyDictionary()
@@ -252,9 +258,11 @@ def explore(
         SalvizError: One plain sentence.
     """
     request = request_for(picture, classifier) if request is None else request
-    if (request.image, request.weights) != (picture.digest, classifier.digest):
+    asked = (request.image, request.weights, request.precision)
+    if asked != (picture.digest, classifier.digest, _precision(classifier)):
         raise RequestError(
-            "The request belongs to another picture or other weights; make a new one with request_for."
+            "The request belongs to another picture, other weights or another precision; make a new one with "
+            "request_for."
         )
     run = _Run(classifier, picture, request, batch_size, progress)
     card = methods.get(request.method).card
@@ -279,11 +287,7 @@ class _Run:
         prep = classifier.preprocessing
         clean = prep.frame(picture.image).to(classifier.device).unsqueeze(0)
         self.variants = [Variant.from_token(token) for token in request.variants]
-        varied = (
-            augment(clean.expand(len(self.variants), -1, -1, -1), self.variants)
-            if self.variants
-            else clean[:0]
-        )
+        varied = augment(clean.expand(len(self.variants), -1, -1, -1), self.variants) if self.variants else clean[:0]
         self.frames = torch.cat([clean, varied])
         self.request, self.classifier = request, classifier
         self.card = methods.get(request.method).card

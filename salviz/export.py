@@ -258,9 +258,7 @@ def save(
         return [_write(place / name, content) for name, content in contents.items()]
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise RequestError(
-            f"The results cannot be written to '{folder}' ({reason}); choose another folder."
-        ) from error
+        raise RequestError(f"The results cannot be written to '{folder}' ({reason}); choose another folder.") from error
 
 
 def _write(path: Path, content: bytes) -> Path:

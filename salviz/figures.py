@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import plotly.graph_objects as go
-
-Theme = Literal["light", "dark"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def _layout(palette: Palette, height: int) -> dict[str, object]:
     }
 
 
-def top_classes(names: Sequence[str], probabilities: Sequence[float], *, target: str, theme: Theme) -> go.Figure:
+def top_classes(names: Sequence[str], probabilities: Sequence[float], *, target: str, theme: str) -> go.Figure:
     """Bars of the most probable classes, names above their bars so that long ones stay whole.
 
     Args:
@@ -77,7 +74,10 @@ def top_classes(names: Sequence[str], probabilities: Sequence[float], *, target:
             y=rows,
             orientation="h",
             width=0.34,
-            marker={"color": [palette.accent if name == target else palette.bar for name in names], "line": {"width": 0}},
+            marker={
+                "color": [palette.accent if name == target else palette.bar for name in names],
+                "line": {"width": 0},
+            },
             hovertemplate="%{customdata}: %{x:.3f}<extra></extra>",
             customdata=list(names),
         )
@@ -103,7 +103,7 @@ def similarity_against_magnitude(
     unit: str,
     augmentation: str,
     predictions: Sequence[str],
-    theme: Theme,
+    theme: str,
 ) -> go.Figure:
     """Similarity of the realigned map to the clean one over an augmentation's magnitudes.
 
@@ -122,7 +122,11 @@ def similarity_against_magnitude(
     figure = go.Figure()
     figure.add_trace(
         go.Scatter(
-            x=list(magnitudes), y=values, mode="lines", line={"color": palette.muted, "width": 1.5}, hoverinfo="skip"
+            x=list(magnitudes),
+            y=values,
+            mode="lines",
+            line={"color": palette.muted, "width": 1.5},
+            hoverinfo="skip",
         )
     )
     for stays, name, colour, symbol in (
@@ -163,7 +167,10 @@ def similarity_against_magnitude(
     figure.update_xaxes(title=axis, gridcolor=palette.grid, zerolinecolor=palette.grid, fixedrange=True)
     low = min([0.0, *(value for value in values if value is not None)])
     figure.update_yaxes(
-        title="SSIM to the clean map", range=[low - 0.02, 1.03], gridcolor=palette.grid, zerolinecolor=palette.grid,
+        title="SSIM to the clean map",
+        range=[low - 0.02, 1.03],
+        gridcolor=palette.grid,
+        zerolinecolor=palette.grid,
         fixedrange=True,
-    )  # fmt: skip
+    )
     return figure

@@ -25,7 +25,7 @@ LEASE_SECONDS = 180.0
 """A watcher that has not looked for this long has gone; browsers slow hidden tabs to one look a minute."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One piece of work.
 
@@ -50,6 +50,7 @@ class Job:
     started: float | None = None
     finished: threading.Event = field(default_factory=threading.Event)
     _watchers: dict[str, float] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -65,22 +66,33 @@ class Job:
         """
         self.done, self.total = done, total
         oldest = time.monotonic() - LEASE_SECONDS
-        if self._cancelled.is_set() or all(seen < oldest for seen in list(self._watchers.values())):
+        with self._guard:
+            # Noted, so that nobody who comes now is given a job that is about to stop.
+            if all(seen < oldest for seen in self._watchers.values()):
+                self._cancelled.set()
+        if self._cancelled.is_set():
             raise Cancelled
 
     def publish(self, partial: Any) -> None:
         """Called by the work when it has something worth showing."""
         self.partial = partial
 
-    def look(self, watcher: str) -> None:
-        """Note that a watcher still waits for the job."""
-        self._watchers[watcher] = time.monotonic()
+    def look(self, watcher: str) -> bool:
+        """Note that a watcher still waits for the job.
+
+        Returns:
+            Whether the job goes on; False where its last watcher has left and it is about to stop.
+        """
+        with self._guard:
+            self._watchers[watcher] = time.monotonic()
+            return not self._cancelled.is_set()
 
     def leave(self, watcher: str) -> None:
         """A watcher no longer wants the job; the last one to leave cancels it."""
-        self._watchers.pop(watcher, None)
-        if not self._watchers:
-            self._cancelled.set()
+        with self._guard:
+            self._watchers.pop(watcher, None)
+            if not self._watchers:
+                self._cancelled.set()
 
 
 Task = Callable[[Job], Any]
@@ -98,9 +110,7 @@ class JobRunner:
         size: Bytes a result takes.
     """
 
-    def __init__(
-        self, *, capacity: int = 512 * 2**20, size: Callable[[Any], int] = lambda result: 2**20
-    ) -> None:
+    def __init__(self, *, capacity: int = 512 * 2**20, size: Callable[[Any], int] = lambda result: 2**20) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="salviz")
         self._lock = threading.Lock()
         self._open: OrderedDict[str, Job] = OrderedDict()
@@ -122,8 +132,7 @@ class JobRunner:
                 return self._kept[key][0]
             job = self._open.get(key)
             # A job whose last watcher just left is about to stop: somebody new needs a fresh one.
-            if job is not None and not job._cancelled.is_set():
-                job.look(watcher)
+            if job is not None and job.look(watcher):
                 return job
             job = Job(key)
             job.look(watcher)
@@ -178,6 +187,7 @@ class JobRunner:
                     del self._open[job.key]
                 if job.state == "done":
                     job.partial = None
+                    self._kept.pop(_stopped(job.key), None)
                     self._keep(job.key, job, job.result)
                 elif job.partial is not None:
                     # What a stopped job had found stays on the page until something else is asked for.
@@ -185,6 +195,7 @@ class JobRunner:
             job.finished.set()
 
     def _keep(self, key: str, job: Job, result: Any) -> None:
+        self._kept.pop(key, None)
         self._kept[key] = (job, self._size(result))
         while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self._capacity:
             self._kept.popitem(last=False)

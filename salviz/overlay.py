@@ -153,9 +153,7 @@ def colorize(saliency_map: Map, colormap: str, low: float, high: float) -> Pixel
     return coloured
 
 
-def value_weight(
-    saliency_map: Map, low: float, high: float, *, diverging: bool = False
-) -> NDArray[np.float32]:
+def value_weight(saliency_map: Map, low: float, high: float, *, diverging: bool = False) -> NDArray[np.float32]:
     """How strongly each place is marked, for an overlay whose opacity follows the value.
 
     Args:

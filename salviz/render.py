@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from salviz import maps
+from salviz import maps, methods
 from salviz.colormaps import DEFAULT_DIVERGING, DEFAULT_SEQUENTIAL, colormap
 from salviz.exploration import Exploration
 from salviz.images import Picture
-from salviz.overlay import colorize, limits, overlay, side_by_side
+from salviz.overlay import DisplayRange, colorize, limits, overlay, side_by_side
 
 Pixels = NDArray[np.uint8]
 Scale = Literal["map", "shared"]
@@ -33,17 +33,21 @@ class Display:
         colormap: Id, or `auto`: inferno for unsigned maps, RdBu_r for signed ones.
         opacity: Of the map over the photograph, 0 to 1.
         is_signed: Whether the map's sign is shown.
-        range_mode: A `DisplayRange` value.
+        range_mode: A `DisplayRange` value, or `auto`: up to the 99th percentile for maps of single pixels,
+            which a few outliers would turn flat, and the full range for others.
         scale: Each map its own range, or all maps of the page the clean map's.
         is_smooth: Interpolated, or the method's own cells.
+        follows_value: Whether the overlay's opacity grows with the value, so that the photograph stays visible where
+            the map says nothing; else it is even.
     """
 
     colormap: str = "auto"
     opacity: float = 0.5
     is_signed: bool = False
-    range_mode: str = "full"
+    range_mode: str = "auto"
     scale: Scale = "map"
     is_smooth: bool = True
+    follows_value: bool = True
 
     @property
     def colormap_id(self) -> str:
@@ -92,8 +96,15 @@ def on_photograph(
 
 def clean_limits(exploration: Exploration, display: Display) -> tuple[float, float]:
     """Display range of the clean map, from its own resolution: what the scale bar says."""
-    values = exploration.native_map(is_signed=display.is_signed).numpy()
-    return limits(values, display.range_mode, diverging=display.is_diverging)
+    return _limits(exploration, exploration.native_map(is_signed=display.is_signed).numpy(), display)
+
+
+def _limits(exploration: Exploration, values: NDArray[np.float32], display: Display) -> tuple[float, float]:
+    mode = display.range_mode
+    if mode == "auto":
+        is_fine = methods.get(exploration.request.method).card.scaling == "percentile"
+        mode = DisplayRange.PERCENTILE if is_fine else DisplayRange.FULL
+    return limits(values, mode, diverging=display.is_diverging, percentiles=(0.0, 99.0))
 
 
 @dataclass(frozen=True)
@@ -107,9 +118,7 @@ class Pictures:
     high: float
 
 
-def pictures(
-    exploration: Exploration, picture: Picture, display: Display, *, width: int = PHOTO_WIDTH
-) -> Pictures:
+def pictures(exploration: Exploration, picture: Picture, display: Display, *, width: int = PHOTO_WIDTH) -> Pictures:
     """Photograph, map and overlay, all on the whole photograph."""
     photo = photograph(picture, width)
     size = (photo.shape[1], photo.shape[0])
@@ -118,7 +127,9 @@ def pictures(
     return Pictures(
         photo=photo,
         map=colorize(found, display.colormap_id, low, high),
-        overlay=overlay(photo, found, display.colormap_id, low, high, display.opacity),
+        overlay=overlay(
+            photo, found, display.colormap_id, low, high, display.opacity, follow_value=display.follows_value
+        ),
         low=low,
         high=high,
     )
@@ -142,15 +153,13 @@ def row_overlay(exploration: Exploration, row: int, display: Display, *, is_alig
     if display.scale == "shared":
         low, high = clean_limits(exploration, display)
     else:
-        low, high = limits(values[valid.numpy()], display.range_mode, diverging=display.is_diverging)
+        low, high = _limits(exploration, values[valid.numpy()], display)
     shown = np.where(valid.numpy(), values, np.nan).astype(np.float32)
     under = _frame_pixels(exploration.frame(0 if is_aligned else row))
-    return overlay(under, shown, display.colormap_id, low, high, display.opacity)
+    return overlay(under, shown, display.colormap_id, low, high, display.opacity, follow_value=display.follows_value)
 
 
 def row_card(exploration: Exploration, row: int, display: Display, *, background: int = 255) -> Pixels:
     """What the model saw in a row beside its map laid back on the clean frame: `(H, 2 W + gap, 3)` uint8."""
     seen = _frame_pixels(exploration.frame(row))
-    return side_by_side(
-        [seen, row_overlay(exploration, row, display, is_aligned=True)], 4, background=background
-    )
+    return side_by_side([seen, row_overlay(exploration, row, display, is_aligned=True)], 4, background=background)

@@ -31,6 +31,7 @@ class Request:
         changes: Changed models: `untrained` or `checkpoint:<label>`.
         data_range: SSIM's data range: `pair` (the released code) or a number (2.0: the published table).
         seed: Seeds everything random.
+        precision: Of passes that need no gradient: `float32`, `bfloat16` or `float16`.
         version: Version of the code.
     """
 
@@ -46,7 +47,14 @@ class Request:
     changes: tuple[str, ...] = ()
     data_range: str | float = "pair"
     seed: int = 0
+    precision: str = "float32"
     version: str = __version__
+
+    def __post_init__(self) -> None:
+        # Equal requests must have equal digests, and 2 equals 2.0 but is written otherwise.
+        if not isinstance(self.data_range, str):
+            object.__setattr__(self, "data_range", float(self.data_range))
+        object.__setattr__(self, "parameters", tuple(sorted(self.parameters)))
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 from salviz.exploration import Exploration
+from salviz.metrics import Score
 from salviz.metrics.cose import CoseResult, Rows, bootstrap
 from salviz.request import UNTRAINED
 
@@ -52,7 +55,37 @@ def scores(exploration: Exploration, *, draws: int = DRAWS) -> CoseResult:
     """
     found = _known.setdefault(exploration, {})
     if draws not in found:
-        found[draws] = bootstrap(
-            cose_rows(exploration), unit="row", seed=exploration.request.seed, draws=draws
-        )
+        found[draws] = bootstrap(cose_rows(exploration), unit="row", seed=exploration.request.seed, draws=draws)
     return found[draws]
+
+
+def describe(result: CoseResult, name: Literal["consistency", "sensitivity", "cose"]) -> str:
+    """A score in words: `0.71 [0.66, 0.75] n = 11`, or why it is undefined.
+
+    Args:
+        result: What `scores` returned.
+        name: Which score.
+    """
+    score: Score = getattr(result, name)
+    if math.isnan(score.value):
+        return f"undefined: {_why_undefined(result, name)}"
+    interval = "" if math.isnan(score.low) else f" [{score.low:.2f}, {score.high:.2f}]"
+    left_out = f" ({score.undefined} more undefined)" if score.undefined else ""
+    return f"{score.value:.2f}{interval} n = {score.count}{left_out}"
+
+
+def _why_undefined(result: CoseResult, name: str) -> str:
+    if result.rows == 0:
+        return "there is no augmentation"
+    if result.misclassified == result.rows:
+        return "the clean prediction is not the label"
+    if name == "cose":
+        missing = [part for part in ("consistency", "sensitivity") if math.isnan(getattr(result, part).value)]
+        if missing:
+            return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} undefined"
+        return "consistency is negative"
+    if getattr(result, name).undefined:
+        return "no similarity is defined"
+    if name == "consistency":
+        return "no augmentation kept the prediction"
+    return "no augmentation changed the prediction"

@@ -108,9 +108,7 @@ def pearson(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) -> 
 def _validated(a: Tensor, b: Tensor, valid: Tensor | Validity | None) -> tuple[Tensor | None, Tensor]:
     """The masks, None for none at all, and `(N,)` bool: which pairs have one."""
     if a.ndim != 3 or a.shape != b.shape:
-        raise ValueError(
-            f"maps must be two (N, H, W) batches alike, not {tuple(a.shape)} and {tuple(b.shape)}"
-        )
+        raise ValueError(f"maps must be two (N, H, W) batches alike, not {tuple(a.shape)} and {tuple(b.shape)}")
     if a.dtype != b.dtype or not a.is_floating_point():
         raise ValueError(f"maps must share a floating point dtype, not {a.dtype} and {b.dtype}")
     if isinstance(valid, Validity):

@@ -15,9 +15,7 @@ from tests.golden import cose_inputs
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def classifier_of(
-    module: nn.Module, *, size: int | tuple[int, int], classes: int, name: str = "toy"
-) -> Classifier:
+def classifier_of(module: nn.Module, *, size: int | tuple[int, int], classes: int, name: str = "toy") -> Classifier:
     """A classifier around a module, frozen and in eval mode."""
     height, width = (size, size) if isinstance(size, int) else size
     module.eval().requires_grad_(False)
@@ -25,9 +23,7 @@ def classifier_of(
         id=name,
         title=name,
         module=module,
-        preprocessing=Preprocessing(
-            (height, width), (height, width), "bilinear", IMAGENET_MEAN, IMAGENET_STD
-        ),
+        preprocessing=Preprocessing((height, width), (height, width), "bilinear", IMAGENET_MEAN, IMAGENET_STD),
         labels=Labels.numbered(classes),
         architecture=name,
         digest=name,

@@ -280,9 +280,7 @@ def test_shareable_pictures_come_back_by_their_source(folder: Path, monkeypatch:
     assert open_source("file:img2.png", root=folder).name == "img2.png"
 
 
-@pytest.mark.parametrize(
-    "source", ["upload", "upload:x", "", "cat", "sample:", "file:img2.png", "https://x/y.png"]
-)
+@pytest.mark.parametrize("source", ["upload", "upload:x", "", "cat", "sample:", "file:img2.png", "https://x/y.png"])
 def test_sources_that_lead_nowhere(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     with pytest.raises(ImageError) as caught:

@@ -117,9 +117,7 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
         options["tiffinfo"] = {0x0112: orientation}
     else:
         options["exif"] = exif
-    np.testing.assert_array_equal(
-        opens(pack(PHOTO, kind, **options)).pixels(), ORIENTATIONS[orientation](PHOTO)
-    )
+    np.testing.assert_array_equal(opens(pack(PHOTO, kind, **options)).pixels(), ORIENTATIONS[orientation](PHOTO))
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -324,9 +322,7 @@ def test_float_pictures(values: list[list[float]], expected: list[list[int]], no
 def test_integer_pictures_of_32_bits() -> None:
     values = np.array([[-1000, 0], [0, 1000]], dtype=np.int32)
     np.testing.assert_array_equal(opens(pack(values, "TIFF")).pixels()[..., 0], [[0, 128], [128, 255]])
-    np.testing.assert_array_equal(
-        opens(pack(abs(values) // 4, "TIFF")).pixels()[..., 0], [[250, 0], [0, 250]]
-    )
+    np.testing.assert_array_equal(opens(pack(abs(values) // 4, "TIFF")).pixels()[..., 0], [[250, 0], [0, 250]])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -417,14 +413,7 @@ def test_small_file_that_unpacks_to_a_huge_picture() -> None:
 
 
 def test_huge_canvas_of_webp_and_gif() -> None:
-    webp = (
-        b"RIFF"
-        + struct.pack("<I", 22)
-        + b"WEBPVP8X"
-        + struct.pack("<I", 10)
-        + b"\x02\0\0\0"
-        + b"\xff\x3f\0" * 2
-    )
+    webp = b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + b"\xff\x3f\0" * 2
     refusal(webp)
     gif = bytearray(pack(Image.new("P", (8, 8)), "GIF"))
     gif[6:10] = struct.pack("<HH", 60_000, 60_000)
@@ -485,9 +474,7 @@ WHOLE = {
     "cmyk jpeg": pack(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG"),
     "webp": pack(SMOOTH, "WEBP"),
     "lossless webp": pack(SMOOTH, "WEBP", lossless=True),
-    "gif": pack(
-        Image.fromarray(SMOOTH).quantize(16), "GIF", save_all=True, append_images=[Image.new("P", (64, 40))]
-    ),
+    "gif": pack(Image.fromarray(SMOOTH).quantize(16), "GIF", save_all=True, append_images=[Image.new("P", (64, 40))]),
     "bmp": pack(SMOOTH, "BMP"),
     "tiff": pack(SMOOTH, "TIFF"),
     "compressed tiff": pack(SMOOTH, "TIFF", compression="tiff_lzw"),

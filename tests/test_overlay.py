@@ -110,9 +110,7 @@ def test_a_range_may_run_downwards() -> None:
 
 def test_zero_is_the_middle_of_a_diverging_range() -> None:
     low, high = limits(SIGNED, diverging=True)
-    np.testing.assert_array_equal(
-        colorize(np.zeros((1, 1)), "RdBu_r", low, high)[0, 0], lookup("RdBu_r")[128]
-    )
+    np.testing.assert_array_equal(colorize(np.zeros((1, 1)), "RdBu_r", low, high)[0, 0], lookup("RdBu_r")[128])
 
 
 @pytest.mark.parametrize(("colormap", "entry"), [("inferno", 0), ("RdBu_r", 128)])
@@ -242,9 +240,7 @@ def test_side_by_side() -> None:
 
 def test_resizing_keeps_the_grid_or_smooths_it() -> None:
     grid = RNG.integers(0, 256, (7, 7, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(
-        resize_for_display(grid, 28, smooth=False), grid.repeat(4, axis=0).repeat(4, axis=1)
-    )
+    np.testing.assert_array_equal(resize_for_display(grid, 28, smooth=False), grid.repeat(4, axis=0).repeat(4, axis=1))
     smooth = resize_for_display(grid, 28)
     assert smooth.shape == (28, 28, 3)
     assert smooth.min() >= grid.min()

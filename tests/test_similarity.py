@@ -152,9 +152,7 @@ def test_ranks_as_scipy():
     found = _ranks(maps, kept)
     for m, k, r in zip(maps, kept, found, strict=True):
         expected = rankdata(m[k].numpy())
-        np.testing.assert_allclose(
-            r[k].numpy() * len(expected) + (len(expected) + 1) / 2, expected, atol=1e-12
-        )
+        np.testing.assert_allclose(r[k].numpy() * len(expected) + (len(expected) + 1) / 2, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -169,9 +167,7 @@ def test_expanded_map_is_the_same_as_copies():
     clean = torch.rand(1, 32, 30, generator=torch.Generator().manual_seed(0)).expand(13, -1, -1)
     aligned, valid = realign(torch.rand(13, 32, 30), variants)
     for measure in (ssim, spearman, pearson):
-        assert torch.equal(
-            measure(clean, aligned, valid=valid), measure(clean.contiguous(), aligned, valid=valid)
-        )
+        assert torch.equal(measure(clean, aligned, valid=valid), measure(clean.contiguous(), aligned, valid=valid))
 
 
 def test_symmetric_and_independent_of_the_batch():

@@ -78,9 +78,7 @@ def test_bit_exact_with_pillow(augmentation):
     for height, width in SIZES * 6:
         image = random_image(rs, height, width)
         drawn = (
-            rs.uniform(low, high)
-            if rs.random_sample() < 0.5
-            else rs.choice([-1, 1]) * rs.choice(card.levels or [0])
+            rs.uniform(low, high) if rs.random_sample() < 0.5 else rs.choice([-1, 1]) * rs.choice(card.levels or [0])
         )
         v = Variant(augmentation, float(np.clip(drawn, low, high)) if card.has_magnitude else None)
         [out] = augment(to_tensor(image), [v])

@@ -27,9 +27,7 @@ def test_as_released(name):
     assert valid.masked.tolist() == [True]
     assert int(valid.pixels.sum()) == expected["valid"]
     # scikit-image computes positions of single-precision maps in single precision; ours are always double.
-    assert aligned.double().sum().item() == pytest.approx(
-        expected["realigned_sum"], rel=1e-7 if single else 1e-12
-    )
+    assert aligned.double().sum().item() == pytest.approx(expected["realigned_sum"], rel=1e-7 if single else 1e-12)
     if not single:
         at = [0, n // 4, n // 2, 3 * n // 4]
         samples = aligned[0].numpy()[np.ix_(at, at)].ravel()

@@ -159,9 +159,7 @@ def test_draws_never_change():
 
 
 def test_draws_cover_the_grid_evenly():
-    counts = Counter(
-        v.magnitude for i in range(1000) for v in draw_variants(0, str(i)) if v.augmentation == "rotate"
-    )
+    counts = Counter(v.magnitude for i in range(1000) for v in draw_variants(0, str(i)) if v.augmentation == "rotate")
     assert len(counts) == 60
     # 6000 draws over 60 levels: 100 each, standard deviation below 10.
     assert all(50 < count < 150 for count in counts.values())

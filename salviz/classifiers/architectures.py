@@ -61,9 +61,7 @@ def timm_name(name: str) -> TimmName:
     try:
         config = get_pretrained_cfg(name)
     except RuntimeError as error:
-        raise ClassifierError(
-            f"timm has no weights {tag!r} for {base};{_suggestion('timm', name)}"
-        ) from error
+        raise ClassifierError(f"timm has no weights {tag!r} for {base};{_suggestion('timm', name)}") from error
     if config is None:
         return TimmName(name, name, {})
     resolved = f"{base}.{config.tag}" if config.tag else base
@@ -86,9 +84,7 @@ def torchvision_name(name: str) -> tuple[str, Any]:
 
     base, _, tag = name.lower().partition(".")
     if base not in _torchvision_names():
-        raise ClassifierError(
-            f"torchvision has no image classifier {name!r};{_suggestion('torchvision', name)}"
-        )
+        raise ClassifierError(f"torchvision has no image classifier {name!r};{_suggestion('torchvision', name)}")
     published = torchvision.models.get_model_weights(base)
     if not tag:
         return base, published.DEFAULT
@@ -151,18 +147,13 @@ class Architecture:
 
                 # These two warn unless they are told to draw their weights.
                 options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-                module: nn.Module = torchvision.models.get_model(
-                    name, weights=None, num_classes=classes, **options
-                )
+                module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
                 return module
             sized = size is not None and timm_name(name).config.get("fixed_input_size")
-            return timm.create_model(
-                name, pretrained=False, num_classes=classes, img_size=size if sized else None
-            )
+            return timm.create_model(name, pretrained=False, num_classes=classes, img_size=size if sized else None)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise ClassifierError(
-                f"{self.id} cannot be built with {classes} classes; check the architecture's name and the"
-                " input size."
+                f"{self.id} cannot be built with {classes} classes; check the architecture's name and the input size."
             ) from error
 
 
@@ -192,6 +183,4 @@ def find_architecture(id: str) -> Architecture:
             Preprocessing.from_torchvision(weights.transforms()),
             _TORCHVISION_HEADS,
         )
-    raise ClassifierError(
-        f"{id!r} does not name an architecture; write it as timm:<name> or torchvision:<name>."
-    )
+    raise ClassifierError(f"{id!r} does not name an architecture; write it as timm:<name> or torchvision:<name>.")

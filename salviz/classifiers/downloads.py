@@ -65,9 +65,7 @@ def fetch_from_hub(repository: str, filenames: tuple[str, ...]) -> tuple[Path, .
     """
     match = _REPOSITORY.fullmatch(repository)
     if match is None:
-        raise ClassifierError(
-            f"{repository!r} does not name a hub repository; write it as hf-hub:organisation/name."
-        )
+        raise ClassifierError(f"{repository!r} does not name a hub repository; write it as hf-hub:organisation/name.")
     from huggingface_hub import (
         get_hf_file_metadata,
         hf_hub_download,
@@ -99,18 +97,13 @@ def _explain(error: BaseException, name: str, filename: str) -> str:
     """One sentence for what went wrong between here and the hub."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(
-        error.__cause__, errors.OfflineModeIsEnabled
-    ):
+    if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
         return (
             f"{name} is not in the local cache and offline mode is on; unset HF_HUB_OFFLINE or pick a"
             " classifier that is available offline."
         )
     if isinstance(error, errors.GatedRepoError):
-        return (
-            f"{name} is gated; accept its terms on its hub page and log in with `hf auth login` where Salviz"
-            " runs."
-        )
+        return f"{name} is gated; accept its terms on its hub page and log in with `hf auth login` where Salviz runs."
     if isinstance(error, errors.DisabledRepoError):
         return f"{name} was disabled on the hub; pick another classifier."
     if isinstance(error, errors.RevisionNotFoundError):
@@ -133,9 +126,7 @@ def _explain(error: BaseException, name: str, filename: str) -> str:
             " `hf auth login` where Salviz runs."
         )
     if status in (401, 403):
-        return (
-            f"The hub refuses access to {name}; log in with `hf auth login` on the machine that runs Salviz."
-        )
+        return f"The hub refuses access to {name}; log in with `hf auth login` on the machine that runs Salviz."
     if status is not None:
         return f"The hub answered the request for {name} with error {status}; try again later."
     return _no_connection(name)
@@ -167,8 +158,7 @@ def fetch_official(url: str, name: str) -> Path:
     match = _HASHED_NAME.search(filename)
     if match is None or not url.startswith("https://"):
         raise ClassifierError(
-            f"The weights of {name} come as a pickle without a published hash; pick a classifier that has"
-            " safetensors."
+            f"The weights of {name} come as a pickle without a published hash; pick a classifier that has safetensors."
         )
     path = Path(torch.hub.get_dir()) / "checkpoints" / filename
     if not path.is_file():
@@ -179,9 +169,7 @@ def fetch_official(url: str, name: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), match["digest"], progress=False)
         except urllib.error.HTTPError as error:
-            raise ClassifierError(
-                f"The site of {name} answered with error {error.code}; try again later."
-            ) from error
+            raise ClassifierError(f"The site of {name} answered with error {error.code}; try again later.") from error
         except (OSError, http.client.HTTPException) as error:
             raise ClassifierError(_no_connection(name)) from error
         except RuntimeError as error:  # download_url_to_file's word for a wrong hash

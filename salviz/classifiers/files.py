@@ -67,16 +67,12 @@ def find_checkpoints(path: Path) -> tuple[Checkpoint, ...]:
         for other in path.parent.iterdir()
         if other.suffix == ".safetensors" and other.stem.startswith(start)
     ]
-    return tuple(
-        Checkpoint(label, other) for label, other in sorted(found, key=lambda pair: _natural(pair[0]))
-    )
+    return tuple(Checkpoint(label, other) for label, other in sorted(found, key=lambda pair: _natural(pair[0])))
 
 
 def _natural(text: str) -> list[tuple[int, int, str]]:
     """Sort key by which `epoch-9` comes before `epoch-10`."""
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part
-    ]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
 def _split(id: str, architecture: str | None) -> tuple[Path, str]:
@@ -132,8 +128,7 @@ def _labels(metadata: dict[str, str], classes: int, name: str) -> Labels:
         raise ClassifierError(f"The labels in the header of {name} must be a JSON list of names; save it so.")
     if len(names) != classes:
         raise ClassifierError(
-            f"The header of {name} names {len(names)} classes and its weights have {classes}; give one name a"
-            " class."
+            f"The header of {name} names {len(names)} classes and its weights have {classes}; give one name a class."
         )
     return Labels(tuple(names))
 

@@ -201,8 +201,7 @@ def _require_head(path: Path, config: Mapping[str, Any], name: str) -> None:
         shape = shapes.get(f"{head}.weight")
         if shape is not None and shape[0] != rows:
             raise ClassifierError(
-                f"The weights of {name} have {shape[0]} classes where {rows} are expected; pick another"
-                " classifier."
+                f"The weights of {name} have {shape[0]} classes where {rows} are expected; pick another classifier."
             )
 
 

@@ -151,9 +151,7 @@ class Labels:
 
     @cached_property
     def _index_of_wordnet(self) -> dict[str, int]:
-        return (
-            {} if self.wordnet_ids is None else {name: index for index, name in enumerate(self.wordnet_ids)}
-        )
+        return {} if self.wordnet_ids is None else {name: index for index, name in enumerate(self.wordnet_ids)}
 
     @cached_property
     def _shorts(self) -> tuple[str, ...]:
@@ -173,8 +171,7 @@ class Labels:
         # ... and their number always does.
         shared = _shared(shorts)
         return tuple(
-            f"{short} (class {index})" if short.casefold() in shared else short
-            for index, short in enumerate(shorts)
+            f"{short} (class {index})" if short.casefold() in shared else short for index, short in enumerate(shorts)
         )
 
 

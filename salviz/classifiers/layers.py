@@ -7,7 +7,7 @@ back on their grid; for everything else the last module, in execution order, tha
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -43,7 +43,7 @@ class TargetLayer:
             return activation.permute(0, 3, 1, 2)
         if self.layout == "tokens":
             patches = activation[:, self.prefix :]
-            return patches.transpose(1, 2).unflatten(2, self.grid)
+            return patches.transpose(1, 2).reshape(len(patches), -1, *self.grid)
         return activation
 
 
@@ -179,14 +179,14 @@ def _output_shapes(classifier: Classifier) -> list[tuple[str, tuple[int, ...]]]:
     """Names and output shapes of all modules in the order they finish, from one pass of a blank image."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
 
-    def note(name: str) -> object:
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
                 shapes.append((name, tuple(output.shape)))
 
         return hook
 
-    handles = [m.register_forward_hook(note(n)) for n, m in classifier.module.named_modules() if n]  # type: ignore[arg-type]
+    handles = [m.register_forward_hook(note(n)) for n, m in classifier.module.named_modules() if n]
     try:
         height, width = classifier.preprocessing.input_size
         with torch.no_grad():

@@ -145,9 +145,7 @@ def _draft(id: str, architecture: str | None) -> Draft:
     raise ClassifierError(f"There is no classifier {id!r}; {hint}")
 
 
-def _finish(
-    draft: Draft, *, device: torch.device, channels_last: bool, autocast: torch.dtype | None
-) -> Classifier:
+def _finish(draft: Draft, *, device: torch.device, channels_last: bool, autocast: torch.dtype | None) -> Classifier:
     """Freeze, place and probe."""
     digest = weights_digest(draft.module)
     _freeze(draft.module, device, channels_last=channels_last)
@@ -165,9 +163,7 @@ def _finish(
         autocast=autocast,
     )
     classes = _probe(classifier)
-    return (
-        classifier if classes == len(draft.labels) else replace(classifier, labels=Labels.numbered(classes))
-    )
+    return classifier if classes == len(draft.labels) else replace(classifier, labels=Labels.numbered(classes))
 
 
 def _freeze(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:

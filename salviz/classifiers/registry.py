@@ -24,8 +24,6 @@ class ClassifierCard:
         source: `package` where a pip package carries the weights, `hub` where they are fetched once.
         licence: SPDX id of the weights' licence, or what is known of it.
         note: Where the papers behind Salviz use it, or why it stands here.
-        accuracy: ImageNet-1k top-1 as published for exactly these weights, with its source; None where that
-            is not known for certain.
     """
 
     id: str
@@ -35,7 +33,6 @@ class ClassifierCard:
     source: Literal["package", "hub"]
     licence: str
     note: str
-    accuracy: str | None = None
 
 
 CARDS: tuple[ClassifierCard, ...] = (
@@ -74,7 +71,6 @@ CARDS: tuple[ClassifierCard, ...] = (
         source="package",
         licence="BSD-3-Clause",
         note="torchvision's; another architecture that works without a hub.",
-        accuracy="71.88 % (torchvision)",
     ),
     ClassifierCard(
         id="timm:resnet50.tv_in1k",
@@ -84,7 +80,6 @@ CARDS: tuple[ClassifierCard, ...] = (
         source="hub",
         licence="BSD-3-Clause",
         note="The network that nearly every saliency paper uses, with torchvision's first weights.",
-        accuracy="76.13 % (torchvision)",
     ),
     ClassifierCard(
         id="timm:convnext_tiny.fb_in1k",
@@ -94,7 +89,6 @@ CARDS: tuple[ClassifierCard, ...] = (
         source="hub",
         licence="Apache-2.0",
         note="The small sibling of the ConvNeXt-S in COSE.",
-        accuracy="82.1 % (ConvNeXt paper)",
     ),
     ClassifierCard(
         id="timm:vit_base_patch16_224.augreg2_in21k_ft_in1k",
@@ -113,7 +107,6 @@ CARDS: tuple[ClassifierCard, ...] = (
         source="hub",
         licence="Apache-2.0",
         note="A small vision transformer trained on ImageNet-1k alone.",
-        accuracy="79.8 % (DeiT paper)",
     ),
     ClassifierCard(
         id="timm:swin_tiny_patch4_window7_224.ms_in1k",
@@ -123,7 +116,6 @@ CARDS: tuple[ClassifierCard, ...] = (
         source="hub",
         licence="MIT",
         note="COSE's windowed transformer, with Microsoft's own weights.",
-        accuracy="81.3 % (Swin paper)",
     ),
     # COSE's DINO ViT-B/16 has no public classifying layer in safetensors: timm's DINO weights are backbones,
     # the authors' linear head is a pickle without a published hash. BEiT v2 is the nearest classifier.
@@ -180,6 +172,4 @@ def _any_in_hub_cache(start: str) -> bool:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folders = Path(HF_HUB_CACHE).glob(f"models--{start.replace('/', '--')}*")
-    return any(
-        _in_hub_cache(folder.name.removeprefix("models--").replace("--", "/", 1)) for folder in folders
-    )
+    return any(_in_hub_cache(folder.name.removeprefix("models--").replace("--", "/", 1)) for folder in folders)

@@ -14,6 +14,9 @@ from salviz.classifiers.loading import load
 
 _PROBES = 3
 
+Key = tuple[str, str, str | None]
+"""Id, device and autocast, as given to `ClassifierStore.get`."""
+
 
 @dataclass
 class Loaded:
@@ -22,10 +25,12 @@ class Loaded:
     Attributes:
         classifier: The shared classifier.
         seconds_per_pass: Wall seconds an image pass, measured on a small batch and corrected by real work.
+        key: What `ClassifierStore.get` was called with.
     """
 
     classifier: Classifier
     seconds_per_pass: float
+    key: Key
 
     def learn(self, passes: float, seconds: float) -> None:
         """Correct the measured speed by a piece of real work."""
@@ -42,11 +47,11 @@ class ClassifierStore:
     """
 
     capacity: int = 3
-    _kept: OrderedDict[tuple[str, str, str | None], Loaded] = field(default_factory=OrderedDict)
-    _loading: dict[tuple[str, str, str | None], threading.Lock] = field(default_factory=dict)
+    _kept: OrderedDict[Key, Loaded] = field(default_factory=OrderedDict)
+    _loading: dict[Key, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def get(self, id: str, *, device: str = "auto", autocast: str | None = None) -> Loaded:
+    def get(self, id: str, device: str = "auto", autocast: str | None = None) -> Loaded:
         """The classifier of an id, loaded by the first who asks while others wait.
 
         Raises:
@@ -61,14 +66,14 @@ class ClassifierStore:
                     self._kept.move_to_end(key)
                     return self._kept[key]
             classifier = load(id, device=device, autocast=autocast)
-            loaded = Loaded(classifier, _measure(classifier))
+            loaded = Loaded(classifier, _measure(classifier), key)
             with self._lock:
                 self._kept[key] = loaded
                 while len(self._kept) > self.capacity:
                     self._kept.popitem(last=False)
             return loaded
 
-    def is_loaded(self, id: str, *, device: str = "auto", autocast: str | None = None) -> bool:
+    def is_loaded(self, id: str, device: str = "auto", autocast: str | None = None) -> bool:
         """Whether `get` would answer at once."""
         with self._lock:
             return (id, device, autocast) in self._kept

@@ -184,8 +184,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError("The picture has no pixels: choose another one.")
     if size[0] * size[1] > max_pixels:
         raise ImageError(
-            f"The picture has {_times(size)} pixels and the limit is {_megapixels(max_pixels)}: "
-            "make it smaller."
+            f"The picture has {_times(size)} pixels and the limit is {_megapixels(max_pixels)}: make it smaller."
         )
     if max(size) > MAX_ASPECT * min(size):
         raise ImageError(
@@ -257,9 +256,7 @@ def _from_unbounded_grey(opened: Image.Image, notes: list[str]) -> Image.Image:
         low, high = low / largest, high / largest
         values -= low
         values *= 255 / (high - low) if high > low else 0.0
-        notes.append(
-            f"The values were stretched: {low * largest:.3g} became black, {high * largest:.3g} white."
-        )
+        notes.append(f"The values were stretched: {low * largest:.3g} became black, {high * largest:.3g} white.")
     return Image.fromarray(np.rint(values, out=values).astype(np.uint8)).convert("RGB")
 
 

@@ -110,9 +110,7 @@ def open_from_folder(
         raise ImageError("This name leads outside the folder: choose a picture from its list.")
     data = _bytes(resolved, max_bytes)
     name = "/".join(parts)
-    return decode(
-        data, max_bytes=max_bytes, max_pixels=max_pixels, name=name, source=f"file:{name}", shareable=True
-    )
+    return decode(data, max_bytes=max_bytes, max_pixels=max_pixels, name=name, source=f"file:{name}", shareable=True)
 
 
 def open_path(path: Path | str, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -137,9 +135,7 @@ def open_path(path: Path | str, *, max_bytes: int = MAX_BYTES, max_pixels: int =
         data = _bytes(file, max_bytes)
     except (OSError, ValueError) as error:
         raise ImageError(f"'{file.name}' cannot be read: check the path.") from error
-    picture = decode(
-        data, max_bytes=max_bytes, max_pixels=max_pixels, name=labelled, source=f"file:{file.name}"
-    )
+    picture = decode(data, max_bytes=max_bytes, max_pixels=max_pixels, name=labelled, source=f"file:{file.name}")
     return replace(picture, name=file.name)
 
 

@@ -246,9 +246,7 @@ def _sample_bytes(sample: Sample) -> bytes:
     except (OSError, StopIteration) as error:
         raise ImageError(f"The file of the sample '{sample.title}' is missing: {advice}") from error
     if hashlib.sha256(data).hexdigest() != sample.sha256:
-        raise ImageError(
-            f"The file of the sample '{sample.title}' is not the one this version knows: {advice}"
-        )
+        raise ImageError(f"The file of the sample '{sample.title}' is not the one this version knows: {advice}")
     return data
 
 

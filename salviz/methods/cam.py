@@ -18,9 +18,7 @@ from salviz.work import Work
 LAYER = Parameter("layer", "", "Layer to attach to; empty for the one the rule finds.")
 
 
-def head_gradient(
-    classifier: Classifier, x: Tensor, target: Target, layer: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def head_gradient(classifier: Classifier, x: Tensor, target: Target, layer: str) -> tuple[Tensor, Tensor, Tensor]:
     """Activation of the target layer, the score's gradient at it, and the logits, from one forward pass.
 
     The trunk runs without a graph and only the head is differentiated (see `cut_at`).

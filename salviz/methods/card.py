@@ -57,13 +57,12 @@ class Parameter:
             return value
         kind = int if isinstance(self.default, int) else float
         try:
-            number = kind(value)
-        except (TypeError, ValueError):
+            # Adding zero turns -0.0 into 0.0, so that both have one digest.
+            number = kind(value) + 0
+        except (TypeError, ValueError, OverflowError):
             number = None
         if number is None or (kind is int and float(value) != number) or number != number:
-            raise MethodError(
-                f"{self.name} must be {'a whole' if kind is int else 'a'} number, not {value!r}."
-            )
+            raise MethodError(f"{self.name} must be {'a whole' if kind is int else 'a'} number, not {value!r}.")
         if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
             raise MethodError(f"{self.name} must lie between {self.low:g} and {self.high:g}, not {number:g}.")
         return number

@@ -28,8 +28,7 @@ def _no_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
         "image and no change of the model. A method that scores no better than this explains the picture, "
         "not the model.",
         formula=r"M = \sqrt{\tfrac{1}{2}\,\big((S_x * Y)^2 + (S_y * Y)^2\big)}",
-        citation="Sobel, Feldman, 1968; as a control: Adebayo et al.: Sanity Checks for Saliency Maps. "
-        "NeurIPS 2018.",
+        citation="Sobel, Feldman, 1968; as a control: Adebayo et al.: Sanity Checks for Saliency Maps. NeurIPS 2018.",
         evidence="as_is",
         scaling="minmax",
         signed=False,
@@ -44,9 +43,7 @@ def edge(
     prep = classifier.preprocessing
     std = x.new_tensor(prep.std).view(1, 3, 1, 1)
     mean = x.new_tensor(prep.mean).view(1, 3, 1, 1)
-    luminance = ((x * std + mean) * x.new_tensor((0.2125, 0.7154, 0.0721)).view(1, 3, 1, 1)).sum(
-        1, keepdim=True
-    )
+    luminance = ((x * std + mean) * x.new_tensor((0.2125, 0.7154, 0.0721)).view(1, 3, 1, 1)).sum(1, keepdim=True)
     # One pixel of border repeated: scikit-image's "reflect" for a 3x3 kernel.
     padded = F.pad(luminance, (1, 1, 1, 1), mode="replicate")
     smooth, slope = x.new_tensor((0.25, 0.5, 0.25)), x.new_tensor((1.0, 0.0, -1.0))

@@ -97,10 +97,7 @@ def _noise(x: Tensor, level: float, samples: int, generators: Sequence[torch.Gen
     ranges = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
     for _ in range(samples):
         noise = torch.stack(
-            [
-                torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype).to(x.device)
-                for g in generators
-            ]
+            [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype).to(x.device) for g in generators]
         )
         yield noise * (level * ranges)
 

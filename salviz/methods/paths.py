@@ -85,9 +85,7 @@ def integrated_gradients(
     for start in range(0, steps, per_pass):
         part = points[start : start + per_pass]
         batch = torch.cat([blank + alpha * difference for alpha in part])
-        gradients, _ = score_gradient(
-            classifier, batch, ClassTarget(target.classes.repeat(len(part)), target.output)
-        )
+        gradients, _ = score_gradient(classifier, batch, ClassTarget(target.classes.repeat(len(part)), target.output))
         for gradient, weight in zip(torch.split(gradients, len(x)), weights[start:], strict=False):
             total.add_(gradient, alpha=weight)
         work.tick(2 * len(batch))
@@ -139,9 +137,7 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
         signed=True,
         passes=lambda parameters, size: 2.0 * float(parameters["steps"]),
         parameters=(
-            Parameter(
-                "max_sigma", 50.0, "Blur of the path's start, in pixels.", low=1.0, high=200.0, step=1.0
-            ),
+            Parameter("max_sigma", 50.0, "Blur of the path's start, in pixels.", low=1.0, high=200.0, step=1.0),
             Parameter("steps", 100, "Points on the path.", low=2, high=500, step=1),
         ),
         failures="The blurred start is dark at the edges, so borders can light up.",
@@ -166,9 +162,7 @@ def blur_ig(
         sigmas = [i * step for i in range(start, min(start + per_pass, steps))]
         blurred = [gaussian_blur(x, sigma) for sigma in sigmas]
         batch = torch.cat(blurred)
-        gradients, _ = score_gradient(
-            classifier, batch, ClassTarget(target.classes.repeat(len(sigmas)), target.output)
-        )
+        gradients, _ = score_gradient(classifier, batch, ClassTarget(target.classes.repeat(len(sigmas)), target.output))
         for sigma, image, gradient in zip(sigmas, blurred, torch.split(gradients, len(x)), strict=True):
             change = (gaussian_blur(x, sigma + epsilon) - image) / epsilon
             total.addcmul_(change, gradient, value=-step)

@@ -69,9 +69,7 @@ def occlusion(
     assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
     blank = torch.zeros_like(x[:1])
     if fill == "black":
-        blank = classifier.preprocessing.normalise(
-            torch.zeros(blank.shape, dtype=torch.uint8, device=x.device)
-        )
+        blank = classifier.preprocessing.normalise(torch.zeros(blank.shape, dtype=torch.uint8, device=x.device))
     windows = _windows((x.shape[2], x.shape[3]), window, stride)
     lost = torch.zeros(len(x), *x.shape[2:], device=x.device)
     covered = torch.zeros(x.shape[2:], device=x.device)

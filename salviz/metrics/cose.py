@@ -18,9 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from salviz.metrics import MetricCard, Score
 
-_CITATION = (
-    "Daroya, Sun and Maji 2023, “COSE: A Consistency-Sensitivity Metric for Saliency on Image Classification”"
-)
+_CITATION = "Daroya, Sun and Maji 2023, “COSE: A Consistency-Sensitivity Metric for Saliency on Image Classification”"
 _NEEDS = (
     "similarity of map pairs",
     "predictions for image and variant",

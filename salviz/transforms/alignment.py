@@ -51,9 +51,7 @@ def realign(maps: Tensor, variants: Sequence[Variant]) -> tuple[Tensor, Validity
         ValueError: If the maps are not `(N, H, W)` floating point, one a variant.
     """
     if maps.ndim != 3 or not maps.is_floating_point() or maps.shape[0] != len(variants):
-        raise ValueError(
-            f"maps must be ({len(variants)}, H, W) floating point, not {tuple(maps.shape)} {maps.dtype}"
-        )
+        raise ValueError(f"maps must be ({len(variants)}, H, W) floating point, not {tuple(maps.shape)} {maps.dtype}")
     height, width = maps.shape[1:]
     aligned = maps.clone()
     pixels = torch.ones(maps.shape, dtype=torch.bool, device=maps.device)

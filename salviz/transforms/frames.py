@@ -144,9 +144,7 @@ def _blend(degenerate: Tensor, frames: Tensor, magnitudes: Sequence[float]) -> T
     Single precision with the product and the sum rounded one after the other, as in `Blend.c`: a fused or
     double computation truncates to other values.
     """
-    factors = torch.tensor(
-        [1.0 + magnitude for magnitude in magnitudes], dtype=torch.float32, device=frames.device
-    )
+    factors = torch.tensor([1.0 + magnitude for magnitude in magnitudes], dtype=torch.float32, device=frames.device)
     base = degenerate.float()
     product = (frames.float() - base) * factors.view(-1, 1, 1, 1)
     return (product + base).clamp(0, 255).to(torch.uint8)

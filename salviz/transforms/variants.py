@@ -49,9 +49,7 @@ class Variant:
             raise RequestError(f"{card.title} needs a magnitude between {low:g} and {high:g}.")
         # A magnitude that is not a number fails this comparison too.
         if not low <= self.magnitude <= high:
-            raise RequestError(
-                f"{card.title} takes a magnitude between {low:g} and {high:g}, not {self.magnitude:g}."
-            )
+            raise RequestError(f"{card.title} takes a magnitude between {low:g} and {high:g}, not {self.magnitude:g}.")
         held = single(self.magnitude)
         if card.unit == "px":
             held = float(math.trunc(held))

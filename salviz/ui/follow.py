@@ -37,7 +37,7 @@ class Followed:
     seconds: float
 
 
-def estimate(request: Any, loaded: Any) -> float:  # noqa: ANN401 - salviz.request.Request and Loaded
+def estimate(request: Any, loaded: Any) -> float:
     """Seconds a request should take: passes times the measured time of a pass."""
     from salviz import methods
 
@@ -48,7 +48,7 @@ def estimate(request: Any, loaded: Any) -> float:  # noqa: ANN401 - salviz.reque
     return seconds
 
 
-def follow(slot: str, request: Any, picture: Any, loaded: Any) -> Followed:  # noqa: ANN401
+def follow(slot: str, request: Any, picture: Any, loaded: Any) -> Followed:
     """Ask for an exploration and say where it stands.
 
     Args:
@@ -68,7 +68,7 @@ def follow(slot: str, request: Any, picture: Any, loaded: Any) -> Followed:  # n
         if seconds > CHEAP_SECONDS and st.session_state.get(f"_go.{slot}") != key:
             return Followed(runner.peek(key), None, "waiting", None, seconds)
 
-    def work(job: Job) -> Any:  # noqa: ANN401
+    def work(job: Job) -> Any:
         from salviz.exploration import explore
 
         found = explore(loaded.classifier, picture, request, progress=job.tick, publish=job.publish)
@@ -90,7 +90,7 @@ def follow(slot: str, request: Any, picture: Any, loaded: Any) -> Followed:  # n
     return Followed(runner.peek(key), None, state, job.error, seconds)
 
 
-def compute(slot: str, request: Any) -> None:  # noqa: ANN401 - salviz.request.Request
+def compute(slot: str, request: Any) -> None:
     """The person wants it: costly work may start, failed or stopped work may start again."""
     st.session_state[f"_outcome.{slot}"] = {}
     st.session_state[f"_go.{slot}"] = request.digest
@@ -134,5 +134,5 @@ def _progress(slot: str, job: Job, name: str, shown: int) -> None:
         st.button("Cancel", key=f"cancel.{slot}", on_click=stop, args=(slot,))
 
 
-def _rows(exploration: Any) -> int:  # noqa: ANN401 - salviz.exploration.Exploration
+def _rows(exploration: Any) -> int:
     return 0 if exploration is None else len(exploration.raw)

@@ -13,13 +13,22 @@ _ROOT = Path(__file__).parents[2]
 
 
 def _pages() -> list[StreamlitPage]:
-    return [st.Page(_ROOT / "pages" / "explore.py", title="Explore", icon=":material/search:", default=True)]
+    # The first page answers at "/"; its file's own address is kept for links that name it. No material icons: the
+    # browser would fetch them from another host as the tab's icon.
+    explore = _ROOT / "pages" / "explore.py"
+    return [
+        st.Page(explore, title="Explore", url_path="home", default=True),
+        st.Page(explore, title="Explore", url_path="explore", visibility="hidden"),
+    ]
 
 
 def run() -> None:
     """One run of the app: the whole of `app.py`."""
     st.set_page_config(
-        page_title="Salviz", page_icon=str(_ROOT / "assets" / "icon.png"), layout="wide", initial_sidebar_state="auto"
+        page_title="Salviz",
+        page_icon=str(_ROOT / "assets" / "icon.png"),
+        layout="wide",
+        initial_sidebar_state="auto",
     )
     page = st.navigation(_pages())
     if not session.wait_until_warm(0.05):

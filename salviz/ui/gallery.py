@@ -12,7 +12,8 @@ from salviz.images import open_sample, samples, thumbnail
 
 _CSS = """
 .strip { display: grid; grid-template-columns: repeat(6, 1fr); gap: 4px; }
-button { padding: 0; border: 2px solid transparent; border-radius: 4px; background: none; cursor: pointer; line-height: 0; }
+button { padding: 0; border: 2px solid transparent; border-radius: 4px; background: none; cursor: pointer; }
+button { line-height: 0; }
 button img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 2px; }
 button[aria-pressed="true"] { border-color: var(--st-primary-color); }
 button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 1px; }
@@ -81,6 +82,6 @@ def _take() -> None:
 
 
 @st.cache_resource(show_spinner=False)
-def _component() -> Any:  # noqa: ANN401 - streamlit has no public type for it
+def _component() -> Any:
     """Registered once a server: registering again under the same name logs a warning."""
     return st.components.v2.component("salviz.gallery", css=_CSS, js=_JS)

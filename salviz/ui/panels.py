@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -38,7 +38,7 @@ def theme() -> str:
     return "dark" if st.context.theme.type == "dark" else "light"
 
 
-def score(title: str, value: Any, *, meaning: str, missing: str) -> None:  # noqa: ANN401 - a metrics.Score
+def score(title: str, value: Any, *, meaning: str, missing: str) -> None:
     """A score with its interval and count, or why it is undefined.
 
     Args:
@@ -51,16 +51,16 @@ def score(title: str, value: Any, *, meaning: str, missing: str) -> None:  # noq
         st.metric(title, "undefined", help=meaning)
         st.caption(missing)
         return
-    st.metric(title, f"{value.value:.2f}".replace("-", "−"), help=meaning)
+    st.metric(title, number(value.value), help=meaning)
     st.caption(interval(value))
 
 
-def interval(value: Any) -> str:  # noqa: ANN401 - a metrics.Score
+def interval(value: Any) -> str:
     """`[0.66, 0.75], n = 11`; no interval from fewer than three rows, which could not carry one."""
     rows = f"n = {value.count}" + (f", {value.undefined} undefined" if value.undefined else "")
     if value.count < 3 or math.isnan(value.low):
         return f"{rows}: too few for an interval"
-    return f"[{value.low:.2f}, {value.high:.2f}], {rows}".replace("-", "−")
+    return f"[{number(value.low)}, {number(value.high)}], {rows}"
 
 
 def link(*, is_shareable: bool, kind: str = "picture") -> None:
@@ -76,3 +76,46 @@ def link(*, is_shareable: bool, kind: str = "picture") -> None:
         query = urlencode(state.link_parameters())
         st.markdown("This link opens exactly this view:")
         st.code(f"{base}?{query}" if query else base, language=None, wrap_lines=True)
+
+
+def choice(
+    label: str, titles: Mapping[str, str], key: str, *, meaning: str | None = None, disabled: bool = False
+) -> str:
+    """A segmented control over ids, shown by their titles; always one is chosen.
+
+    Args:
+        label: Above the control.
+        titles: Title of each id.
+        key: Widget and URL key.
+        meaning: One sentence of help.
+        disabled: Shown but not to be used.
+    """
+    found = st.segmented_control(
+        label,
+        list(titles),
+        format_func=lambda option: titles[option],
+        key=key,
+        required=True,
+        help=meaning,
+        disabled=disabled,
+        persist_state="session",
+    )
+    return str(found)
+
+
+def pick(label: str, titles: Mapping[str, str], key: str, *, meaning: str | None = None) -> str:
+    """A select box over ids, shown by their titles; see `choice`."""
+    found = st.selectbox(
+        label,
+        list(titles),
+        format_func=lambda option: titles.get(option, option),
+        key=key,
+        help=meaning,
+        persist_state="session",
+    )
+    return str(found)
+
+
+def number(value: float) -> str:
+    """Two decimals with a real minus sign, or `undefined`."""
+    return "undefined" if math.isnan(value) else f"{value:.2f}".replace("-", "−")

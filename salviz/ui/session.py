@@ -36,7 +36,14 @@ def _warm_up() -> None:
     import logging
 
     try:
-        for name in ("torch", "timm", "salviz.exploration", "salviz.figures", "salviz.render", "salviz.export"):
+        for name in (
+            "torch",
+            "timm",
+            "salviz.exploration",
+            "salviz.figures",
+            "salviz.render",
+            "salviz.export",
+        ):
             importlib.import_module(name)
     except Exception:
         logging.getLogger(__name__).exception("loading the libraries failed")
@@ -60,7 +67,7 @@ def runner() -> JobRunner:
 
 
 @st.cache_resource(show_spinner=False)
-def classifiers() -> Any:  # noqa: ANN401 - a ClassifierStore, whose module imports torch
+def classifiers() -> Any:
     """The loaded classifiers of this server."""
     from salviz.classifiers.store import ClassifierStore
 

@@ -62,9 +62,16 @@ def choose() -> Pick:
 
         try:
             request = request_for(
-                picture, loaded.classifier, method=method_id, parameters=settings, target=target, label=label,
-                variants=variants, changes=changes, **extra,
-            )  # fmt: skip
+                picture,
+                loaded.classifier,
+                method=method_id,
+                parameters=settings,
+                target=target,
+                label=label,
+                variants=variants,
+                changes=changes,
+                **extra,
+            )
         except SalvizError as error:
             problems.append(str(error))
     return Pick(picture, loaded, request, problems)
@@ -89,10 +96,7 @@ def _image(problems: list[str]) -> Picture | None:
         st.session_state["image"] = "sample:cat"
     gallery.thumbnails(current=st.session_state["image"])
     st.selectbox("Image", list(titles), format_func=lambda key: titles.get(key, key), key="image")
-    st.file_uploader(
-        "Upload a picture", type=["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"], key="upload_file",
-        label_visibility="collapsed",
-    )  # fmt: skip
+    st.file_uploader("Upload a picture", type="image", key="upload_file", label_visibility="collapsed")
     chosen = st.session_state["image"]
     if chosen == _UPLOAD:
         return uploaded
@@ -131,14 +135,14 @@ def _model() -> str:
     notes = {card.id: "" if is_available_offline(card.id) else f" · {card.megabytes} MB download" for card in CARDS}
     from salviz.classifiers.hub import timm_names
 
-    names = [f"timm:{name}" for name in timm_names()]
+    names = [f"timm:{name}" for name in timm_names(classifiers_only=True)]
     options = [*titles, *(name for name in names if name not in titles)]
     if st.session_state["model"] not in options:
         options.insert(0, st.session_state["model"])
     chosen: str = st.selectbox(
         "Model",
         options,
-        format_func=lambda key: titles.get(key, key) + notes.get(key, ""),
+        format_func=lambda key: f"{titles.get(key, key)}{notes.get(key, '')}",
         key="model",
         accept_new_options=True,
         help="Type to search all of timm's pretrained models. Other ids work too: `torchvision:resnet50`, "
@@ -147,9 +151,12 @@ def _model() -> str:
     return chosen
 
 
-def _load(model_id: str, problems: list[str]) -> Any:  # noqa: ANN401 - Loaded, whose module imports torch
+def _load(model_id: str, problems: list[str]) -> Any:
     precision = st.session_state["precision"]
-    options = {"device": st.session_state["device"], "autocast": None if precision == "float32" else precision}
+    options = {
+        "device": st.session_state["device"],
+        "autocast": None if precision == "float32" else precision,
+    }
     card = next((card for card in CARDS if card.id == model_id), None)
     name = card.title if card else model_id
     try:
@@ -176,26 +183,29 @@ def _check_path(model_id: str) -> None:
         )
 
 
-def _method(loaded: Any) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
+def _method(loaded: Any) -> tuple[str, dict[str, Any]]:
     from salviz.methods import METHODS
 
     if st.session_state["method"] not in METHODS:
         st.session_state["method"] = "grad_cam"
     method_id: str = st.selectbox(
-        "Method", list(METHODS), format_func=lambda key: METHODS[key].card.title, key="method", filter_mode="fuzzy"
+        "Method",
+        list(METHODS),
+        format_func=lambda key: METHODS[key].card.title,
+        key="method",
+        filter_mode="fuzzy",
     )
     card = METHODS[method_id].card
-    with st.container(horizontal=True):
-        with st.popover("About this method", type="tertiary"):
-            st.markdown(f"**{card.title}**: {card.family}")
-            st.markdown(card.idea)
-            st.latex(card.formula)
-            st.markdown(f"Known failures: {card.failures}")
-            st.caption(card.citation)
+    with st.container(horizontal=True), st.popover("About this method", type="tertiary"):
+        st.markdown(f"**{card.title}**: {card.family}")
+        st.markdown(card.idea)
+        st.latex(card.formula)
+        st.markdown(f"Known failures: {card.failures}")
+        st.caption(card.citation)
     return method_id, _parameters(card)
 
 
-def _parameters(card: Any) -> dict[str, Any]:  # noqa: ANN401
+def _parameters(card: Any) -> dict[str, Any]:
     """Widgets for a method's settings; empty-named layers stay with the rule."""
     linked = dict(state.settings_of_link())
     found: dict[str, Any] = {}
@@ -214,7 +224,7 @@ def _parameters(card: Any) -> dict[str, Any]:  # noqa: ANN401
     return found
 
 
-def _linked(parameter: Any, text: str | None) -> Any:  # noqa: ANN401
+def _linked(parameter: Any, text: str | None) -> Any:
     if text is None:
         return parameter.default
     try:
@@ -223,23 +233,32 @@ def _linked(parameter: Any, text: str | None) -> Any:  # noqa: ANN401
         return parameter.default
 
 
-def _widget(parameter: Any, key: str) -> Any:  # noqa: ANN401
+def _widget(parameter: Any, key: str) -> Any:
     label = parameter.name.replace("_", " ").capitalize()
     if parameter.choices:
         return st.selectbox(
-            label, parameter.choices, key=key, help=parameter.meaning, persist_state="session",
+            label,
+            parameter.choices,
+            key=key,
+            help=parameter.meaning,
+            persist_state="session",
             format_func=lambda text: text.replace("_", " "),
-        )  # fmt: skip
+        )
     if isinstance(parameter.default, str):
         return st.text_input(label, key=key, help=parameter.meaning, placeholder="by rule", persist_state="session")
     kind = type(parameter.default)
     return st.number_input(
-        label, min_value=kind(parameter.low), max_value=kind(parameter.high), step=kind(parameter.step or 1), key=key,
-        help=parameter.meaning, persist_state="session",
-    )  # fmt: skip
+        label,
+        min_value=kind(parameter.low),
+        max_value=kind(parameter.high),
+        step=kind(parameter.step or 1),
+        key=key,
+        help=parameter.meaning,
+        persist_state="session",
+    )
 
 
-def _target(loaded: Any, picture: Picture | None) -> tuple[int | None, int | None]:  # noqa: ANN401
+def _target(loaded: Any, picture: Picture | None) -> tuple[int | None, int | None]:
     if loaded is None:
         st.skeleton(60)
         return None, None
@@ -264,7 +283,7 @@ def _target(loaded: Any, picture: Picture | None) -> tuple[int | None, int | Non
     return (None if target == "predicted" else int(target)), label
 
 
-def _label(labels: Any, count: int, picture: Picture | None) -> int | None:  # noqa: ANN401
+def _label(labels: Any, count: int, picture: Picture | None) -> int | None:
     """The image's true class: from its file name, or chosen in the settings."""
     chosen = st.session_state["label"]
     if chosen == "unknown" and picture is not None and picture.wordnet_id:
@@ -273,7 +292,7 @@ def _label(labels: Any, count: int, picture: Picture | None) -> int | None:  # n
     return chosen if isinstance(chosen, int) and chosen < count else None
 
 
-def _settings(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list[str], dict[str, Any]]:  # noqa: ANN401
+def _settings(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list[str], dict[str, Any]]:
     with st.expander("Augmentations"):
         chosen = st.pills(
             "Augmentations",
@@ -302,7 +321,10 @@ def _settings(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list
         picked = []
         if checkpoints:
             picked = st.pills(
-                "Training checkpoints", [c.label for c in checkpoints], selection_mode="multi", key="checkpoints"
+                "Training checkpoints",
+                [c.label for c in checkpoints],
+                selection_mode="multi",
+                key="checkpoints",
             )
     with st.expander("More settings"):
         extra = _more(loaded)
@@ -314,7 +336,7 @@ def _settings(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list
     return variants, changes, extra
 
 
-def _more(loaded: Any) -> dict[str, Any]:  # noqa: ANN401
+def _more(loaded: Any) -> dict[str, Any]:
     if loaded is not None:
         labels = loaded.classifier.labels
         st.selectbox(

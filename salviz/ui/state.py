@@ -95,7 +95,8 @@ FIELDS: tuple[Field, ...] = (
     Field("cmap", "auto"),
     Field("alpha", 0.5, _between(0, 1), lambda value: f"{value:g}"),
     Field("sign", "unsigned", _one_of("unsigned", "signed")),
-    Field("span", "full"),
+    Field("span", "auto"),
+    Field("veil", "value", _one_of("value", "even")),
     Field("scale", "map", _one_of("map", "shared")),
     Field("cells", "smooth", _one_of("smooth", "cells")),
     Field("turn", "rotate"),
@@ -146,7 +147,10 @@ def link_parameters() -> dict[str, str]:
         for field in FIELDS
         if field.key in st.session_state and st.session_state[field.key] != field.default
     }
-    return {**found, **{SETTING + key: str(value) for key, value in st.session_state.get("_changed_settings", {}).items()}}
+    return {
+        **found,
+        **{SETTING + key: str(value) for key, value in st.session_state.get("_changed_settings", {}).items()},
+    }
 
 
 def write_url() -> None:

@@ -49,9 +49,7 @@ def top1(id: str, images: list[tuple[Path, str]], *, device: str, batch: int) ->
 
 def main() -> None:
     """Print a Markdown table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("SALVIZ_SAMPLE_DIR")
     parser.add_argument("--images", type=Path, default=Path(default) if default else None)
     parser.add_argument("--device", default="auto")

@@ -67,9 +67,7 @@ def test_a_folder_in_timms_format(saved: Path) -> None:
         ({"model_args": {"no_such_option": 1}}, "do not fit the architecture"),
     ],
 )
-def test_a_folder_that_does_not_fit_together(
-    saved: Path, tmp_path: Path, config: dict[str, Any], part: str
-) -> None:
+def test_a_folder_that_does_not_fit_together(saved: Path, tmp_path: Path, config: dict[str, Any], part: str) -> None:
     folder = changed(saved, tmp_path / "changed", **config)
     with pytest.raises(ClassifierError) as refusal:
         draft_folder(folder, id="hf-hub:me/mine", name="me/mine")

@@ -62,9 +62,7 @@ def test_every_tensor_of_the_file_is_in_the_model(id: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(given, held, strict=True))
 
 
-def test_another_file_under_the_right_name_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_file_under_the_right_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = find_packaged("tf_efficientnet_lite0")
     assert right is not None
     wrong = tmp_path / right.name

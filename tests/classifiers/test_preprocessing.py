@@ -58,9 +58,7 @@ def test_timm_to_the_last_bit(mode: str, size: tuple[int, int]) -> None:
     assert torch.equal(ours.normalise(frame[None])[0], reference(image))
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet50", "vit_b_16", "swin_t", "efficientnet_b3", "inception_v3", "vit_h_14"]
-)
+@pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "swin_t", "efficientnet_b3", "inception_v3", "vit_h_14"])
 @pytest.mark.parametrize("size", SIZES[:6], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_torchvision_to_the_last_bit(name: str, size: tuple[int, int]) -> None:
     transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -91,9 +89,7 @@ def test_other_modes_become_rgb() -> None:
 
 
 def test_denormalise_undoes_normalise_for_every_byte() -> None:
-    ours = Preprocessing.from_timm(
-        {**TIMM["center"], "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.2)}
-    )
+    ours = Preprocessing.from_timm({**TIMM["center"], "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.2)})
     frames = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
     x = ours.normalise(frames)
     assert x.dtype == torch.float32

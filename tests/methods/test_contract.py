@@ -28,9 +28,7 @@ def quick(method: str) -> dict:
 
 
 def explain(name, x, method, digests, **options):
-    return engine.explain(
-        timm_model(name), x, method=method, parameters=quick(method), digests=digests, **options
-    )
+    return engine.explain(timm_model(name), x, method=method, parameters=quick(method), digests=digests, **options)
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
@@ -53,10 +51,7 @@ def test_the_result_depends_neither_on_batch_nor_on_order(name: str, method: str
 def state(module: nn.Module) -> dict:
     return {
         "hooks": [
-            len(m._forward_hooks)
-            + len(m._forward_pre_hooks)
-            + len(m._backward_hooks)
-            + len(m._backward_pre_hooks)
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + len(m._backward_pre_hooks)
             for m in module.modules()
         ],
         "training": [m.training for m in module.modules()],
@@ -161,12 +156,8 @@ def test_cancel_stops_at_the_next_pass(method: str) -> None:
 def test_progress_ends_at_the_passes_the_card_promises(method: str) -> None:
     ticks = []
     x = images(2, 160)
-    found = explain(
-        "test_resnet", x, method, ["a", "b"], progress=lambda done, total: ticks.append((done, total))
-    )
-    promised = methods.get(method).card.passes(
-        methods.get(method).card.check_parameters(quick(method)), (160, 160)
-    )
+    found = explain("test_resnet", x, method, ["a", "b"], progress=lambda done, total: ticks.append((done, total)))
+    promised = methods.get(method).card.passes(methods.get(method).card.check_parameters(quick(method)), (160, 160))
     assert found.passes == 2 * promised
     assert (ticks[-1] if ticks else (0, 0)) == (round(found.passes), round(found.passes))
 

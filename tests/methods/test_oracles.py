@@ -55,11 +55,7 @@ def test_integrated_gradients_equal_captum(baseline: str, output: str) -> None:
 
     classifier, x = timm_model(RELU_NET), images(2, 160)
     head = nn.Softmax(dim=1) if output == "probability" else nn.Identity()
-    start = (
-        classifier.preprocessing.normalise(torch.zeros_like(x, dtype=torch.uint8))
-        if baseline == "black"
-        else 0
-    )
+    start = classifier.preprocessing.normalise(torch.zeros_like(x, dtype=torch.uint8)) if baseline == "black" else 0
     oracle = IntegratedGradients(nn.Sequential(classifier.module, head)).attribute(
         x, baselines=start, target=[3, 7], n_steps=8, method="gausslegendre"
     )
@@ -182,9 +178,7 @@ def test_grad_cam_of_a_global_pool_net_is_cam() -> None:
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 3.0, 49.5])
 def test_gaussian_blur_equals_scipy(sigma: float) -> None:
     x = images(2, (20, 33))
-    expected = gaussian_filter(
-        x.numpy().astype(np.float64), (0, 0, sigma, sigma), mode="constant", truncate=4
-    )
+    expected = gaussian_filter(x.numpy().astype(np.float64), (0, 0, sigma, sigma), mode="constant", truncate=4)
     np.testing.assert_allclose(gaussian_blur(x, sigma).numpy(), expected, atol=2e-6)
 
 
@@ -199,9 +193,7 @@ def test_blur_ig_equals_pair_saliency() -> None:
         (gradient,) = torch.autograd.grad(probability.sum(), leaf)
         return {pair.base.INPUT_OUTPUT_GRADIENTS: gradient.permute(0, 2, 3, 1).numpy()}
 
-    expected = pair.BlurIG().GetMask(
-        x[1].permute(1, 2, 0).numpy(), call, 7, max_sigma=20, steps=10, batch_size=5
-    )
+    expected = pair.BlurIG().GetMask(x[1].permute(1, 2, 0).numpy(), call, 7, max_sigma=20, steps=10, batch_size=5)
     found = explain(classifier, x, "blur_ig", [3, 7], "probability", max_sigma=20, steps=10).maps[1]
     scale = np.abs(expected).max()
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy() / scale, expected / scale, atol=2e-3)
@@ -236,9 +228,7 @@ def test_edge_equals_scikit_image() -> None:
     from skimage.filters import sobel
 
     classifier = toy()
-    frames = torch.randint(
-        0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    frames = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x = classifier.preprocessing.normalise(frames)
     found = explain(classifier, x, "edge", [0, 0]).maps
     for map_, frame in zip(found, frames, strict=True):

@@ -17,9 +17,7 @@ STAYS, TURNS, WRONG = (1, 1), (1, 2), (2, 1)
 
 
 def released(seed: int, count: int) -> Rows:
-    target, prediction, operation, variant_prediction, similarity = zip(
-        *results_rows(seed, count), strict=True
-    )
+    target, prediction, operation, variant_prediction, similarity = zip(*results_rows(seed, count), strict=True)
     models = {"random": "untrained", "mid_ckpt_e001": "checkpoint", "mid_ckpt_e003": "checkpoint"}
     kinds = models | {name: AUGMENTATIONS[id].kind for name, id in RELEASED_NAMES.items()}
     return Rows.of(
@@ -181,9 +179,7 @@ def test_bootstrap_is_aggregate_with_intervals(unit):
 def test_interval_is_that_of_the_mean():
     rs = np.random.RandomState(0)
     values = rs.random_sample(500)
-    score = bootstrap(
-        rows(*((v, "geometric", STAYS) for v in values)), unit="row", draws=4000, seed=0
-    ).consistency
+    score = bootstrap(rows(*((v, "geometric", STAYS) for v in values)), unit="row", draws=4000, seed=0).consistency
     error = values.std() / math.sqrt(500)
     assert score.low == pytest.approx(norm.ppf(0.025, values.mean(), error), abs=0.15 * error)
     assert score.high == pytest.approx(norm.ppf(0.975, values.mean(), error), abs=0.15 * error)
@@ -247,9 +243,7 @@ def test_refuses_rows_that_do_not_fit():
     with pytest.raises(ValueError, match="2 kinds do not fit 1 similarities"):
         Rows.of(similarity=[1.0], kind=["model"] * 2, target=1, prediction=1, variant_prediction=1)
     with pytest.raises(ValueError, match="broadcast"):
-        Rows.of(
-            similarity=[1.0, 0.5], kind=["model"] * 2, target=[1, 2, 3], prediction=1, variant_prediction=1
-        )
+        Rows.of(similarity=[1.0, 0.5], kind=["model"] * 2, target=[1, 2, 3], prediction=1, variant_prediction=1)
 
 
 def test_cards():

@@ -1,0 +1,132 @@
+"""Results and registries in plain text and plain types, as the command line prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from salviz import methods
+from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.registry import CARDS, is_available_offline
+from salviz.exploration import Exploration
+from salviz.images import Picture
+from salviz.methods import Method
+from salviz.scores import describe, scores
+
+
+def lines(exploration: Exploration, classifier: Classifier, picture: Picture) -> list[str]:
+    """An exploration in a few lines: what was explained, how the variants fared, the scores.
+
+    Args:
+        exploration: Complete or under way.
+        classifier: What was explained.
+        picture: The photograph.
+    """
+    request, labels = exploration.request, classifier.labels
+    predicted = exploration.predicted.tolist()
+
+    def named(index: int) -> str:
+        return f"{labels.short(index)} ({index})"
+
+    title = methods.get(request.method).card.title
+    where = "" if exploration.layer is None else f" at {exploration.layer}"
+    width, height = picture.size
+    explained = "the class predicted for each input" if request.target is None else named(request.target)
+    found = [
+        f"{picture.name or 'Picture'}, {width} x {height}: {title}{where} of {classifier.title}",
+        f"Predicted    {named(predicted[0])}, {float(exploration.probabilities[0, predicted[0]]):.1%}",
+        f"Explained    {explained}",
+    ]
+    if request.label is not None:
+        found.append(f"Label        {named(request.label)}")
+    if exploration.completeness is not None:
+        found.append(f"Completeness error {float(exploration.completeness[0]):.2g}")
+    if len(predicted) == 1:
+        return found
+    kept = [index == predicted[0] for index in predicted[1:]]
+    count = len(exploration.variants)
+    for heading, part in (("Variants", kept[:count]), ("Models", kept[count:])):
+        if part:
+            found.append(f"{heading:<13}{len(part)}, of which {sum(part)} kept the prediction")
+    result = scores(exploration)
+    found += [
+        f"Consistency  {describe(result, 'consistency')}",
+        f"Sensitivity  {describe(result, 'sensitivity')}",
+        f"COSE         {describe(result, 'cose')}",
+    ]
+    if request.label is None:
+        found.append("No label is known, so the clean prediction stands in for it.")
+    return found
+
+
+def classifier_dicts() -> list[dict[str, Any]]:
+    """The suggested classifiers' cards in plain types, and whether their weights are at hand."""
+    return [{**asdict(card), "available_offline": is_available_offline(card.id)} for card in CARDS]
+
+
+def classifier_lines() -> Iterator[str]:
+    """The suggested classifiers as a table."""
+    rows = [
+        (
+            card["id"],
+            card["title"],
+            f"{card['megabytes']} MB",
+            "at hand" if card["available_offline"] else card["source"],
+        )
+        for card in classifier_dicts()
+    ]
+    yield from _table(("id", "title", "size", "weights"), rows)
+    yield ""
+    yield "Other ids: timm:NAME, torchvision:NAME, hf-hub:ORGANISATION/NAME, FILE.safetensors@timm:NAME"
+
+
+def method_dicts(classifier: Classifier | None) -> list[dict[str, Any]]:
+    """The methods' cards in plain types.
+
+    Args:
+        classifier: Adds whether each method can explain it, and if not, why.
+
+    Returns:
+        One dictionary a method; `passes` holds for default settings and the classifier's input size, or
+        224 x 224 pixels.
+    """
+    return [_method_dict(method, classifier) for method in methods.METHODS.values()]
+
+
+def _method_dict(method: Method, classifier: Classifier | None) -> dict[str, Any]:
+    card = method.card
+    size = (224, 224) if classifier is None else classifier.preprocessing.input_size
+    plain = (
+        "id", "title", "family", "idea", "formula", "citation", "evidence", "scaling", "signed", "failures",
+    )  # fmt: skip
+    found: dict[str, Any] = {name: getattr(card, name) for name in plain}
+    found["parameters"] = [asdict(parameter) for parameter in card.parameters]
+    found["passes"] = card.passes(card.check_parameters(None), size)
+    if classifier is not None:
+        refusal = method.refusal(classifier)
+        found |= {"model": classifier.id, "explains_model": refusal is None, "refusal": refusal}
+    return found
+
+
+def method_lines(classifier: Classifier | None) -> Iterator[str]:
+    """The methods as a table.
+
+    Args:
+        classifier: Adds whether each method can explain it, and if not, why.
+    """
+    rows: list[tuple[str, ...]] = []
+    for method in methods.METHODS.values():
+        card = method.card
+        settings = " ".join(f"{parameter.name}={parameter.default}" for parameter in card.parameters)
+        row: tuple[str, ...] = (card.id, card.title, card.family, settings)
+        rows.append(row if classifier is None else (*row, method.refusal(classifier) or "yes"))
+    heads: tuple[str, ...] = ("id", "title", "family", "settings")
+    yield from _table(heads if classifier is None else (*heads, f"explains {classifier.title}"), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Left-aligned columns; the last one is not padded."""
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    for row in (heads, *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

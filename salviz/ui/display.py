@@ -1,0 +1,62 @@
+"""Display choices: what re-blends the stored maps and never recomputes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from salviz.colormaps import COLORMAPS
+from salviz.overlay import DisplayRange
+from salviz.ui import panels
+
+if TYPE_CHECKING:
+    from salviz.methods.card import MethodCard
+    from salviz.render import Display
+
+_SPANS = {
+    "auto": "By kind of map",
+    DisplayRange.FULL.value: "Smallest to largest",
+    DisplayRange.PERCENTILE.value: "Up to the 99th percentile",
+    DisplayRange.POSITIVE.value: "Zero to largest",
+    DisplayRange.SYMMETRIC.value: "Symmetric about zero",
+}
+
+
+def chosen(card: MethodCard) -> Display:
+    """The display choices as they stand, as far as they have a meaning for a method."""
+    from salviz.render import Display
+
+    now = st.session_state
+    return Display(
+        colormap=now["cmap"] if now["cmap"] in COLORMAPS else "auto",
+        opacity=now["alpha"],
+        is_signed=now["sign"] == "signed" and card.signed,
+        range_mode=now["span"] if now["span"] in _SPANS else "auto",
+        scale=now["scale"],
+        is_smooth=now["cells"] == "smooth",
+        follows_value=now["veil"] == "value",
+    )
+
+
+def controls(card: MethodCard) -> None:
+    """The popover with all display choices."""
+    with st.popover("Display", icon=":material/tune:"):
+        st.slider("Opacity of the map", 0.0, 1.0, step=0.05, key="alpha", persist_state="session")
+        panels.choice("Overlay", {"value": "Follows the value", "even": "Even"}, "veil")
+        colours = {"auto": "By kind of map", **{key: found.title for key, found in COLORMAPS.items()}}
+        if st.session_state["cmap"] not in colours:
+            st.session_state["cmap"] = "auto"
+        panels.pick("Colours", colours, "cmap")
+        panels.choice(
+            "Sign",
+            {"unsigned": "How much", "signed": "For and against"},
+            "sign",
+            disabled=not card.signed,
+            meaning="How much each place matters; or with its sign, where the method has one.",
+        )
+        if st.session_state["span"] not in _SPANS:
+            st.session_state["span"] = "auto"
+        panels.pick("Range", _SPANS, "span")
+        panels.choice("Scale of the variants", {"map": "Each its own", "shared": "The clean map's"}, "scale")
+        panels.choice("Cells", {"smooth": "Interpolated", "cells": "As computed"}, "cells")

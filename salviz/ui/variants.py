@@ -1,0 +1,76 @@
+"""The cards of an exploration's variants, in two columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from salviz.overlay import png, resize_for_display
+from salviz.ui import panels
+from salviz.ui.view import Shown
+
+if TYPE_CHECKING:
+    from salviz.render import Display
+
+_CARD_WIDTH = 236
+_LIGHT, _DARK = 255, 18
+"""Grey between the two pictures of a card: the page's ground."""
+
+
+def variants(shown: Shown, choices: Display) -> None:
+    """Two columns: variants that kept the prediction, and variants and models that changed it."""
+    exploration = shown.exploration
+    names = [variant.label for variant in exploration.variants] + [_change_name(name) for name in exploration.changes]
+    reference = exploration.request.label if exploration.request.label is not None else int(exploration.predicted[0])
+    kept: list[tuple[int, str]] = []
+    changed: list[tuple[int, str]] = []
+    for row, name in enumerate(names, start=1):
+        stays = int(exploration.predicted[row]) == reference
+        (kept if stays else changed).append((row, name))
+    columns = st.columns(2, gap="medium")
+    for column, title, rows, icon, nothing in (
+        (
+            columns[0],
+            "Prediction kept: the map should stay",
+            kept,
+            ":material/check:",
+            "No augmentation left the prediction as it was. Choose milder ones.",
+        ),
+        (
+            columns[1],
+            "Prediction changed: the map should change",
+            changed,
+            ":material/change_history:",
+            "Nothing changed the prediction. Choose stronger augmentations, the paper's 48, or the untrained twin.",
+        ),
+    ):
+        with column:
+            st.subheader(f"{icon} {title}", anchor=False)
+            if not rows:
+                st.caption(nothing if exploration.is_complete else "Nothing yet.")
+            for row, name in rows:
+                _card(shown, row, name, choices)
+
+
+def _change_name(change: str) -> str:
+    return "untrained network" if change == "untrained" else change.replace(":", " ")
+
+
+def _card(shown: Shown, row: int, label: str, choices: Display) -> None:
+    from salviz import render
+
+    exploration = shown.exploration
+    predicted = int(exploration.predicted[row])
+    probability = float(exploration.probabilities[row, predicted])
+    similarity = panels.number(float(exploration.ssim[row]))
+    background = _DARK if panels.theme() == "dark" else _LIGHT
+    pixels = render.row_card(exploration, row, choices, background=background)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", wrap=False):
+        st.image(
+            png(resize_for_display(pixels, 2 * _CARD_WIDTH)),
+            width=_CARD_WIDTH,
+            output_format="PNG",
+            alt=f"{label}: the changed input, and its map laid back on the original; SSIM {similarity}",
+        )
+        st.markdown(f"**{label}**  \nSSIM {similarity}  \n{shown.name(predicted)} {probability:.2f}", width="stretch")

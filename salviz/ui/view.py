@@ -1,0 +1,92 @@
+"""What a page shows of an exploration: the one that was asked for, or the one that was there before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from salviz.images import Picture
+from salviz.ui import follow, session
+from salviz.ui.sidebar import Pick
+
+if TYPE_CHECKING:
+    from salviz.classifiers.store import Loaded
+    from salviz.exploration import Exploration
+    from salviz.methods.card import MethodCard
+
+SLOT = "explore"
+
+
+@dataclass
+class Shown:
+    """An exploration on screen with what it explains."""
+
+    exploration: Exploration
+    picture: Picture
+    loaded: Loaded
+
+    @property
+    def card(self) -> MethodCard:
+        """Card of the method."""
+        from salviz import methods
+
+        return methods.get(self.exploration.request.method).card
+
+    def name(self, index: int) -> str:
+        """Short name of a class."""
+        return self.loaded.classifier.labels.short(int(index))
+
+    @property
+    def explained(self) -> str:
+        """Short name of the class the clean map explains."""
+        return self.name(int(self.exploration.classes[0]))
+
+
+@dataclass
+class View:
+    """What the page shows: the pick, where its work stands, and what is on screen.
+
+    Attributes:
+        pick: What the person chose.
+        followed: Where the work for it stands, or None while something is missing.
+        shown: On screen: the pick's own, or what was there before, or None.
+        is_current: Whether what is on screen is the pick's.
+    """
+
+    pick: Pick
+    followed: follow.Followed | None
+    shown: Shown | None
+    is_current: bool
+
+
+def look(pick: Pick) -> View:
+    """Ask for what was picked; keep what was on screen while it is not there."""
+    followed = None
+    if pick.request is not None and pick.picture is not None and pick.loaded is not None:
+        followed = follow.follow(SLOT, pick.request, pick.picture, pick.loaded)
+        if followed.result is not None:
+            shown = Shown(followed.result, pick.picture, pick.loaded)
+            _remember(shown)
+            return View(pick, followed, shown, True)
+    return View(pick, followed, _before(), False)
+
+
+def _remember(shown: Shown) -> None:
+    # Only names and the photograph: a closed visit's state stays in memory for long, results must not.
+    st.session_state["_shown"] = (shown.exploration.request.digest, shown.picture, shown.loaded.key)
+    probabilities = shown.exploration.probabilities[0]
+    top = tuple(probabilities.topk(min(5, len(probabilities))).indices.tolist())
+    if st.session_state.get("_top") != top:
+        st.session_state["_top"] = top
+        # The sidebar was drawn before the prediction was known; its list of targets begins with the top five.
+        st.rerun()
+
+
+def _before() -> Shown | None:
+    digest, picture, key = st.session_state.get("_shown", (None, None, None))
+    exploration = session.runner().peek(digest) if digest else None
+    if exploration is None or not session.classifiers().is_loaded(*key):
+        return None
+    return Shown(exploration, picture, session.classifiers().get(*key))
