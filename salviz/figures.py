@@ -161,7 +161,7 @@ def similarity_against_magnitude(
     figure.update_layout(
         showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"l": 8, "r": 8, "t": 28, "b": 8},
+        margin={"l": 56, "r": 8, "t": 28, "b": 48},
     )
     axis = f"{augmentation} ({unit})" if unit and unit != "factor" else f"{augmentation} (factor − 1)"
     figure.update_xaxes(title=axis, gridcolor=palette.grid, zerolinecolor=palette.grid, fixedrange=True)

@@ -42,7 +42,7 @@ class Display:
     """
 
     colormap: str = "auto"
-    opacity: float = 0.5
+    opacity: float = 0.7
     is_signed: bool = False
     range_mode: str = "auto"
     scale: Scale = "map"

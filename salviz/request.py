@@ -63,7 +63,12 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return {**asdict(self), "parameters": dict(self.parameters)}
+        return {
+            **asdict(self),
+            "parameters": dict(self.parameters),
+            "variants": list(self.variants),
+            "changes": list(self.changes),
+        }
 
     @property
     def digest(self) -> str:

@@ -14,6 +14,8 @@ from salviz.classifiers.classifier import Classifier
 from salviz.errors import MethodError
 
 Family = Literal["gradients", "paths", "class activation maps", "perturbation", "controls"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+"""In the order in which they are listed."""
 Value = float | int | str | bool
 
 
@@ -61,7 +63,7 @@ class Parameter:
             number = kind(value) + 0
         except (TypeError, ValueError, OverflowError):
             number = None
-        if number is None or (kind is int and float(value) != number) or number != number:
+        if number is None or number != number or (isinstance(value, float) and number != value):
             raise MethodError(f"{self.name} must be {'a whole' if kind is int else 'a'} number, not {value!r}.")
         if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
             raise MethodError(f"{self.name} must lie between {self.low:g} and {self.high:g}, not {number:g}.")

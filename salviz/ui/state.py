@@ -93,14 +93,14 @@ FIELDS: tuple[Field, ...] = (
     Field("device", "auto"),
     Field("precision", "float32", _one_of("float32", "bf16", "fp16")),
     Field("cmap", "auto"),
-    Field("alpha", 0.5, _between(0, 1), lambda value: f"{value:g}"),
+    Field("alpha", 0.7, _between(0, 1), lambda value: f"{value:g}"),
     Field("sign", "unsigned", _one_of("unsigned", "signed")),
     Field("span", "auto"),
     Field("veil", "value", _one_of("value", "even")),
     Field("scale", "map", _one_of("map", "shared")),
     Field("cells", "smooth", _one_of("smooth", "cells")),
     Field("turn", "rotate"),
-    Field("at", 0.0, float, lambda value: f"{value:g}"),
+    Field("at", 27.0, float, lambda value: f"{value:g}"),
 )
 
 SETTING = "set."

@@ -17,7 +17,7 @@ def turn(shown: Shown) -> None:
     """One slider that shows the map following or not following."""
     from salviz import figures, render
     from salviz.exploration import request_for
-    from salviz.transforms import AUGMENTATIONS, sweep
+    from salviz.transforms import AUGMENTATIONS, default_variants, sweep
 
     st.subheader("Turn it yourself", anchor=False)
     graded = [key for key, card in AUGMENTATIONS.items() if card.has_magnitude]
@@ -25,6 +25,10 @@ def turn(shown: Shown) -> None:
         st.session_state["turn"] = "rotate"
     chosen = panels.choice("What changes", {key: AUGMENTATIONS[key].title for key in graded}, "turn")
     card = AUGMENTATIONS[chosen]
+    if st.session_state.setdefault("_turn", chosen) != chosen:
+        # Another kind of change starts where its first-look variant stands: well visible.
+        st.session_state["_turn"] = chosen
+        st.session_state["at"] = next(v.magnitude for v in default_variants() if v.augmentation == chosen)
     variants = sweep(chosen, _STEPS)
     magnitudes = [variant.magnitude or 0.0 for variant in variants]
     at = min(magnitudes, key=lambda value: abs(value - st.session_state["at"]))

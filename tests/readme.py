@@ -1,0 +1,33 @@
+"""Regenerates the README's tables: `python -m tests.readme` writes, the test of the same name checks."""
+
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def replace_between(text: str, marker: str, content: str) -> str:
+    """The text with what stands between `<!-- marker -->` and `<!-- /marker -->` replaced."""
+    start, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    before, rest = text.split(start)
+    return f"{before}{start}{content.rstrip()}\n{end}{rest.split(end)[1]}"
+
+
+def methods_table() -> str:
+    """The registry as Markdown; passes at the defaults on an input of 224 x 224."""
+    from salviz.methods import METHODS
+
+    lines = ["| id | method | family | passes an image | source |", "|---|---|---|---:|---|"]
+    for id, method in METHODS.items():
+        card = method.card
+        passes = card.passes(card.check_parameters({}), (224, 224))
+        lines.append(f"| `{id}` | {card.title} | {card.family} | {passes:g} | {card.citation} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the tables that follow from the registries."""
+    README.write_text(replace_between(README.read_text(), "methods", methods_table()))
+
+
+if __name__ == "__main__":
+    main()
