@@ -109,18 +109,18 @@ def test_rows_are_the_clean_image_the_variants_and_the_changed_models() -> None:
     assert torch.equal(found.predicted, found.classes)
 
 
-@pytest.mark.parametrize("method", ["gradient", "grad_cam", "edge"])
+@pytest.mark.parametrize("method", ["gradient", "grad_cam", "edge", "integrated_gradients"])
 def test_similarities_are_those_of_the_parts_put_together_by_hand(method: str) -> None:
-    classifier = toy()
-    found = explore(classifier, PICTURE, request(classifier, method=method, data_range=2.0))
+    """Integrated gradients come group by group, the others at once."""
+    classifier, thirteen = toy(), default_variants()
+    options = {"method": method, "parameters": {"steps": 3} if method == "integrated_gradients" else {}}
+    found = explore(classifier, PICTURE, request(classifier, variants=thirteen, data_range=2.0, **options))
     card = methods.get(method).card
     x = classifier.preprocessing.normalise(found.frames)
-    alone = torch.cat(
-        [engine.explain(classifier, part, method=method, digests=["any"]).maps for part in torch.split(x, 1)]
-    )
+    alone = torch.cat([engine.explain(classifier, part, digests=["any"], **options).maps for part in torch.split(x, 1)])
     torch.testing.assert_close(found.raw, alone, rtol=1e-4, atol=1e-6)
     shown = maps.comparable(found.raw, card, (32, 32))
-    aligned, valid = realign(shown[1:], FOUR)
+    aligned, valid = realign(shown[1:], thirteen)
     clean = shown[:1].expand_as(aligned)
     torch.testing.assert_close(found.ssim[1:], ssim(clean, aligned, valid=valid, data_range=2.0))
     torch.testing.assert_close(found.spearman[1:], spearman(clean, aligned, valid=valid))
@@ -259,12 +259,16 @@ def test_changed_models_have_their_own_weights(tmp_path: Path) -> None:
     found = explore(classifier, PICTURE, asked)
     assert found.changes == tuple(changes)
     late, early = classifier.checkpoints[1], classifier.checkpoints[0]
+    clean = maps.comparable(found.raw[:1], methods.get("gradient").card, (32, 32))
     models = [at_checkpoint(classifier, late), untrained(classifier, seed=3), at_checkpoint(classifier, early)]
     x = classifier.preprocessing.normalise(found.frames[:1])
     for row, model in enumerate(models, start=5):
         expected = engine.explain(model, x, method="gradient", digests=["any"])
         torch.testing.assert_close(found.raw[row], expected.maps[0], rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(found.logits[row], expected.logits[0])
+        shown = maps.comparable(expected.maps, methods.get("gradient").card, (32, 32))
+        torch.testing.assert_close(found.ssim[row], ssim(clean, shown)[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.spearman[row], spearman(clean, shown)[0], rtol=0, atol=1e-5)
     assert len({tuple(logits.tolist()) for logits in found.logits[[0, 5, 6, 7]]}) == 4
 
 

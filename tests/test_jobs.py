@@ -171,13 +171,13 @@ def test_the_least_recently_used_results_give_way(runner: JobRunner) -> None:
 
 
 def test_a_result_takes_the_place_of_what_a_stopped_job_had_found(runner: JobRunner) -> None:
+    run(runner, "other", lambda job: "x" * 30)
     task = Gate(partial="p" * 60)
     job = runner.submit("a", task, watcher="w")
     assert task.started.wait(SECONDS)
     job.leave("w")
     task.go.set()
     assert job.finished.wait(SECONDS)
-    run(runner, "other", lambda job: "x" * 30)
     run(runner, "a", lambda job: "y" * 60)
     assert runner.is_done("other"), "the stopped job's partial no longer counts"
     assert runner.peek("a") == "y" * 60

@@ -79,8 +79,10 @@ def test_unsigned_forms() -> None:
     np.testing.assert_allclose(maps.unsigned(single, "positive").numpy(), np.maximum(raw[:, 0], 0))
 
 
-def test_comparable_class_activation_maps_are_scaled_resized_and_scaled() -> None:
-    raw = raw_of(3, 7, 7)
+@pytest.mark.parametrize("strength", [1.0, 1e-7])
+def test_comparable_class_activation_maps_are_scaled_resized_and_scaled(strength: float) -> None:
+    """Twice, which matters for maps hardly above the divisor's 1e-7."""
+    raw = strength * raw_of(3, 7, 7)
     found = maps.comparable(torch.from_numpy(raw), CAM, (28, 35)).numpy()
     for values, one in zip(found, raw, strict=True):
         np.testing.assert_allclose(values, minmax(resized(minmax(np.maximum(one, 0)), 28, 35)), atol=1e-12)

@@ -66,7 +66,7 @@ class Parameter:
         if number is None or number != number or (isinstance(value, float) and number != value):
             raise MethodError(f"{self.name} must be {'a whole' if kind is int else 'a'} number, not {value!r}.")
         if (self.low is not None and number < self.low) or (self.high is not None and number > self.high):
-            raise MethodError(f"{self.name} must lie between {self.low:g} and {self.high:g}, not {number:g}.")
+            raise MethodError(f"{self.name} must lie between {self.low:g} and {self.high:g}, not {value}.")
         return number
 
 

@@ -23,8 +23,8 @@ def header(view: View) -> None:
         if shown is None:
             st.title("Explore", anchor=False, width="content")
             return
-        title = f"{shown.picture.name} · {shown.loaded.classifier.title} · {shown.card.title}"
-        st.title(title, anchor=False, width="content")
+        names = (shown.picture.name, shown.loaded.classifier.title, shown.card.title)
+        st.title(" · ".join(panels.plain(name) for name in names), anchor=False, width="content")
         with st.container(horizontal=True, width="content"):
             panels.link(is_shareable=shown.picture.shareable)
             _downloads(shown)
@@ -118,9 +118,10 @@ def empty(view: View) -> None:
 @st.fragment
 def pictures_and_variants(shown: Shown) -> None:
     """Everything that display choices re-blend: one fragment, so that they neither recompute nor scroll."""
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.caption(sample_remark(shown.picture) or " ", width="stretch")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        # On the left, where its popover covers the photograph and not the overlay it changes.
         display.controls(shown.card)
+        st.caption(sample_remark(shown.picture) or " ", width="stretch")
     choices = display.chosen(shown.card)
     _pictures(shown, choices)
     _scores(shown)

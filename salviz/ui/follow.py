@@ -14,6 +14,9 @@ from salviz.ui import session
 CHEAP_SECONDS = 4.0
 """Work estimated below this follows every change by itself; costlier work waits for Compute."""
 
+PATIENT_SECONDS = 30.0
+"""Methods of a few passes follow every change up to this: on a slow machine too, the first visit shows a map."""
+
 PATIENCE_SECONDS = float(os.environ.get("SALVIZ_PATIENCE", "0.4"))
 """How long a run of the page waits for a result before it shows progress instead."""
 
@@ -48,6 +51,17 @@ def estimate(request: Any, loaded: Any) -> float:
     return seconds
 
 
+def _is_costly(request: Any, loaded: Any, seconds: float) -> bool:
+    """Whether work waits for the person to ask for it."""
+    from salviz import methods
+    from salviz.exploration import SLOW_PASSES
+
+    passes = methods.get(request.method).card.passes(
+        request.settings, loaded.classifier.preprocessing.input_size
+    )
+    return seconds > (PATIENT_SECONDS if passes <= SLOW_PASSES else CHEAP_SECONDS)
+
+
 def follow(slot: str, request: Any, picture: Any, loaded: Any) -> Followed:
     """Ask for an exploration and say where it stands.
 
@@ -65,7 +79,7 @@ def follow(slot: str, request: Any, picture: Any, loaded: Any) -> Followed:
         if key in outcome:
             state, error = outcome[key]
             return Followed(runner.peek(key), None, state, error, seconds)
-        if seconds > CHEAP_SECONDS and st.session_state.get(f"_go.{slot}") != key:
+        if _is_costly(request, loaded, seconds) and st.session_state.get(f"_go.{slot}") != key:
             return Followed(runner.peek(key), None, "waiting", None, seconds)
 
     def work(job: Job) -> Any:

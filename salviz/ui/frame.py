@@ -38,9 +38,9 @@ def run() -> None:
     if error is not None:
         st.error(error)
         return
-    notices = state.adopt_url()
+    state.adopt_url()
     pick = sidebar.choose()
-    pick.problems[:0] = notices
+    pick.problems[:0] = state.notices()
     st.session_state["_pick"] = pick
     page.run()
     state.write_url()

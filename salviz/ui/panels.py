@@ -27,6 +27,14 @@ def skeletons(message: str) -> None:
                 st.skeleton(104)
 
 
+_MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\`*_{}[]()<>#+!|$~:"})
+
+
+def plain(text: str) -> str:
+    """A name somebody else gave, as Markdown that shows it as it is."""
+    return text.translate(_MARKS)
+
+
 def problems(sentences: Sequence[str]) -> None:
     """One quiet box for everything that went wrong, nothing where nothing did."""
     if sentences:

@@ -90,9 +90,9 @@ def _image(problems: list[str]) -> Picture | None:
         titles[_UPLOAD] = uploaded.name or "Your picture"
     if st.session_state["image"] not in titles:
         if st.session_state["image"] == _UPLOAD:
-            problems.append("The link shows an uploaded picture, which cannot travel in a link: upload it again.")
+            state.notice("The link shows an uploaded picture, which cannot travel in a link: upload it again.")
         else:
-            problems.append("The picture in the link is not on this server: the cat is shown instead.")
+            state.notice("The picture in the link is not on this server: the cat is shown instead.")
         st.session_state["image"] = "sample:cat"
     gallery.thumbnails(current=st.session_state["image"])
     st.selectbox("Image", list(titles), format_func=lambda key: titles.get(key, key), key="image")
@@ -121,7 +121,8 @@ def _uploaded(problems: list[str]) -> Picture | None:
             known = (file.file_id, decode(file.getvalue(), max_bytes=UPLOAD_BYTES, name=file.name), None)
             st.session_state["image"] = _UPLOAD
         except ImageError as error:
-            known = (file.file_id, None, str(error))
+            # The good one from before stays.
+            known = (file.file_id, known[1] if known else None, str(error))
         st.session_state["_upload"] = known
         st.session_state["_had_upload"] = True
     if known[2] is not None:
@@ -207,17 +208,17 @@ def _method(loaded: Any) -> tuple[str, dict[str, Any]]:
 
 def _parameters(card: Any) -> dict[str, Any]:
     """Widgets for a method's settings; empty-named layers stay with the rule."""
-    linked = dict(state.settings_of_link())
+    linked = state.settings_of_link()
+    for name in set(linked or {}) - {parameter.name for parameter in card.parameters}:
+        state.left_out(f"{state.SETTING}{name}", f"{card.title} has no such setting")
     found: dict[str, Any] = {}
     if card.parameters:
         with st.expander("Method settings"):
             for parameter in card.parameters:
                 key = f"{card.id}.{parameter.name}"
-                if key not in st.session_state:
-                    st.session_state[key] = _linked(parameter, linked.get(parameter.name))
+                if linked is not None or key not in st.session_state:
+                    st.session_state[key] = _linked(parameter, (linked or {}).get(parameter.name))
                 found[parameter.name] = _widget(parameter, key)
-    # Once drawn, the widgets hold the values; another method must not inherit them.
-    st.session_state["_settings"] = {}
     st.session_state["_changed_settings"] = {
         p.name: found[p.name] for p in card.parameters if found[p.name] != p.default
     }
@@ -229,7 +230,8 @@ def _linked(parameter: Any, text: str | None) -> Any:
         return parameter.default
     try:
         return parameter.check(text)
-    except SalvizError:
+    except SalvizError as error:
+        state.left_out(f"{state.SETTING}{parameter.name}", str(error))
         return parameter.default
 
 
@@ -270,6 +272,7 @@ def _target(loaded: Any, picture: Picture | None) -> tuple[int | None, int | Non
     for key, default in (("target", "predicted"), ("label", "unknown")):
         value = st.session_state[key]
         if isinstance(value, int) and value >= count:
+            state.notice(f"{loaded.classifier.title} has no class {value}: the {key} was left out.")
             st.session_state[key] = default
     target = st.selectbox(
         "Target class",
@@ -305,7 +308,7 @@ def _settings(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list
         draw = st.segmented_control(
             "How many",
             ["one", "paper"],
-            format_func=lambda key: {"one": "One each", "paper": "48, as in the paper"}[key],
+            format_func=lambda key: {"one": "One each", "paper": "Paper's 48"}[key],
             key="draw",
             required=True,
             help="One clearly visible variant of each kind; or the paper's draw: six random strengths of seven kinds "
@@ -353,7 +356,7 @@ def _more(loaded: Any) -> dict[str, Any]:
     data_range = st.segmented_control(
         "SSIM range",
         ["pair", "2.0"],
-        format_func=lambda key: {"pair": "Released code", "2.0": "Published table"}[key],
+        format_func=lambda key: {"pair": "Pair's own", "2.0": "Fixed, 2"}[key],
         key="range",
         required=True,
         help="The released code divides by the larger range of the two maps; the published table was almost surely "

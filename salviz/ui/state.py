@@ -5,14 +5,17 @@ Streamlit's own binding writes the texts of options into the URL; links here hol
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
+from salviz.colormaps import COLORMAPS
 from salviz.errors import SalvizError
+from salviz.overlay import DisplayRange
 from salviz.transforms import AUGMENTATIONS
 
 RACE_SECONDS = 2.0
@@ -55,15 +58,34 @@ def _between(low: float, high: float) -> Callable[[str], float]:
     return read
 
 
-def _class(text: str) -> int | str:
-    return text if text in ("predicted", "unknown") else _index(text)
+def _class_or(word: str) -> Callable[[str], int | str]:
+    return lambda text: word if text == word else _index(text)
 
 
 def _index(text: str) -> int:
     number = int(text)
-    if number < 0:
-        raise ValueError("it must not be negative")
+    if not 0 <= number < 2**31:
+        raise ValueError(f"it must lie between 0 and {2**31 - 1}")
     return number
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("it must be a finite number")
+    return number
+
+
+def _method(text: str) -> str:
+    from salviz.methods import get
+
+    return get(text).card.id
+
+
+def _device(text: str) -> str:
+    from salviz.classifiers.store import devices
+
+    return _one_of("auto", *devices())(text)
 
 
 def _switch(text: str) -> bool:
@@ -81,38 +103,52 @@ def _augmentations(text: str) -> list[str]:
 FIELDS: tuple[Field, ...] = (
     Field("image", "sample:cat"),
     Field("model", "tf_efficientnet_lite0"),
-    Field("method", "grad_cam"),
-    Field("target", "predicted", _class),
-    Field("label", "unknown", _class),
+    Field("method", "grad_cam", _method),
+    Field("target", "predicted", _class_or("predicted")),
+    Field("label", "unknown", _class_or("unknown")),
     Field("output", "logit", _one_of("logit", "probability")),
     Field("aug", list(AUGMENTATIONS), _augmentations, ",".join),
     Field("draw", "one", _one_of("one", "paper")),
     Field("twin", True, _switch, lambda value: str(int(value))),
     Field("range", "pair", _one_of("pair", "2.0")),
     Field("seed", 0, _index),
-    Field("device", "auto"),
+    Field("device", "auto", _device),
     Field("precision", "float32", _one_of("float32", "bf16", "fp16")),
-    Field("cmap", "auto"),
+    Field("cmap", "auto", _one_of("auto", *COLORMAPS)),
     Field("alpha", 0.7, _between(0, 1), lambda value: f"{value:g}"),
     Field("sign", "unsigned", _one_of("unsigned", "signed")),
-    Field("span", "auto"),
+    Field("span", "auto", _one_of("auto", *DisplayRange)),
     Field("veil", "value", _one_of("value", "even")),
     Field("scale", "map", _one_of("map", "shared")),
     Field("cells", "smooth", _one_of("smooth", "cells")),
-    Field("turn", "rotate"),
-    Field("at", 27.0, float, lambda value: f"{value:g}"),
+    Field("turn", "rotate", _one_of(*(key for key, card in AUGMENTATIONS.items() if card.has_magnitude))),
+    Field("at", 27.0, _finite, lambda value: f"{value:g}"),
 )
 
 SETTING = "set."
 """Prefix of the keys that hold a method's settings: `set.samples`."""
 
 
-def adopt_url() -> list[str]:
-    """Take over what a new URL says, before any widget is made.
+_LOOKS = frozenset({"cmap", "alpha", "sign", "span", "veil", "scale", "cells", "turn", "at"})
 
-    Returns:
-        One sentence for each part of the link that made no sense and was left out.
-    """
+
+def notice(sentence: str) -> None:
+    """Say something about the pick until the person picks something else."""
+    if st.session_state.pop("_noticed", None) is not None:
+        st.session_state["_notices"] = []
+    st.session_state["_notices"] = [*st.session_state.get("_notices", []), sentence]
+
+
+def notices() -> list[str]:
+    """What `notice` was given for the pick as it stands; called once the widgets of the pick are made."""
+    picked = {key: text for key, text in link_parameters().items() if key not in _LOOKS}
+    if st.session_state.setdefault("_noticed", picked) != picked:
+        st.session_state["_notices"] = []
+    return list(st.session_state.get("_notices", []))
+
+
+def adopt_url() -> None:
+    """Take over what a new URL says, before any widget is made; what makes no sense is left out with a notice."""
     for field in FIELDS:
         st.session_state.setdefault(field.key, field.default)
     current = st.query_params.to_dict()
@@ -121,8 +157,10 @@ def adopt_url() -> list[str]:
     if not fresh:
         recent = time.monotonic() - st.session_state.get("_url_time", 0.0) < RACE_SECONDS
         if current == written or recent:
-            return []
-    notices = []
+            return
+    st.session_state["_notices"] = []
+    for key in ("_noticed", "_turn"):
+        st.session_state.pop(key, None)
     for field in FIELDS:
         if field.key not in current:
             st.session_state[field.key] = field.default
@@ -130,14 +168,18 @@ def adopt_url() -> list[str]:
         try:
             st.session_state[field.key] = field.read(current[field.key])
         except (ValueError, SalvizError) as error:
-            reason = "" if "invalid literal" in str(error) or "could not convert" in str(error) else f": {error}"
-            notices.append(f"The link's “{field.key}” was left out{reason}.")
+            is_plain = "invalid literal" not in str(error) and "could not convert" not in str(error)
+            left_out(field.key, str(error) if is_plain else "it must be a number")
             st.session_state[field.key] = field.default
     st.session_state["_settings"] = {
         key.removeprefix(SETTING): value for key, value in current.items() if key.startswith(SETTING)
     }
     st.session_state["_url"] = current
-    return notices
+
+
+def left_out(key: str, reason: str) -> None:
+    """The notice for a part of the link that makes no sense."""
+    notice(f"The link's “{key}” was left out: {reason.rstrip('.')}.")
 
 
 def link_parameters() -> dict[str, str]:
@@ -162,6 +204,7 @@ def write_url() -> None:
     st.session_state["_url"] = wanted
 
 
-def settings_of_link() -> Iterator[tuple[str, str]]:
-    """The method's settings the link named, as text, until widgets take them over."""
-    yield from st.session_state.get("_settings", {}).items()
+def settings_of_link() -> dict[str, str] | None:
+    """The method's settings a new link named, as text, once; None where no new link was opened."""
+    found: dict[str, str] | None = st.session_state.pop("_settings", None)
+    return found

@@ -1,4 +1,4 @@
-"""Pages run by Streamlit's own test harness, mostly on a tiny classifier with random weights."""
+"""Pages run by Streamlit's own test harness, mostly on tiny classifiers with random weights."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
-from salviz.ui import follow, session
+from salviz.ui import follow, session, state
 from tests.models import timm_model
 
 ROOT = Path(__file__).parents[2]
@@ -20,12 +20,12 @@ Visit = Callable[..., AppTest]
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A server's folder of weights with a tiny convolutional and a tiny attention network."""
+    """A server's folder of weights: a tiny convolutional and a tiny attention network."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ("test_resnet", "test_vit"):
+    for name, title in (("test_resnet", "Tiny"), ("test_vit", "Tiny ViT")):
         weights = {key: value.contiguous() for key, value in timm_model(name).module.state_dict().items()}
         labels = json.dumps([f"thing {index}" for index in range(1000)])
-        save_file(weights, folder / f"{name}.safetensors", metadata={"title": name, "labels": labels})
+        save_file(weights, folder / f"{name}.safetensors", metadata={"title": title, "labels": labels})
     return folder
 
 
@@ -40,10 +40,12 @@ def tiny_vit(model_folder: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def server(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Iterator[None]:
+def _server(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Iterator[None]:
     """A warm server without remembered results, whose pages wait for what they ask for."""
     assert session.wait_until_warm(TIMEOUT)
     monkeypatch.setenv("SALVIZ_MODEL_DIR", str(model_folder))
+    # Pages are run faster than a person would edit the address.
+    monkeypatch.setattr(state, "RACE_SECONDS", 0.0)
     monkeypatch.setattr(follow, "PATIENCE_SECONDS", float(TIMEOUT))
     yield
     session.runner.clear()
@@ -51,19 +53,13 @@ def server(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Iterator[None
 
 @pytest.fixture
 def visit(tiny: str) -> Visit:
-    """Open the app as a link does; by default with the tiny classifier."""
+    """Open the app as a link does, with the tiny classifier unless the link names another."""
 
-    def open_link(*, model: str | None = tiny, run: bool = True, **fields: str) -> AppTest:
+    def open_link(**fields: Any) -> AppTest:
         app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=TIMEOUT)
-        for key, value in ({"model": model} if model else {} | fields).items():
-            app.query_params[key] = value
-        for key, value in fields.items():
-            app.query_params[key.replace("__", ".")] = value
-        return app.run() if run else app
+        for key, value in {"model": tiny, **fields}.items():
+            if value is not None:
+                app.query_params[key] = value
+        return app.run()
 
     return open_link
-
-
-@pytest.fixture
-def loaded(tiny: str) -> Any:
-    return session.classifiers().get(tiny)

@@ -1,23 +1,656 @@
-import time
+"""The Explore page: what it shows for every pick, and what it says where it cannot."""
+
+import ast
+import io
+import struct
+import threading
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from salviz.errors import MethodError, SalvizError
+from salviz.methods import METHODS
+from salviz.transforms import AUGMENTATIONS
+from salviz.ui import follow, session, state
+from tests.pages.conftest import ROOT, TIMEOUT, Visit
 
 
-def test_a(visit):
-    for k in range(3):
-        t = time.time()
-        at = visit()
-        print("visit", time.time() - t)
-        print(at.exception, [c.value for c in at.caption][:3], at.title[0].value, dict(at.query_params))
-    t = time.time()
-    at.sidebar.selectbox(key="method").select("occlusion").run()
-    print("occ", time.time() - t)
-    print(
-        [c.value for c in at.caption][:3],
-        at.title[0].value,
-        [b.label for b in at.button],
-        [b.value for b in at.markdown],
+def warnings_of(app: AppTest) -> str:
+    return "\n".join(box.value for box in app.warning)
+
+
+def markdown_of(app: AppTest) -> str:
+    return "\n".join(element.value for element in [*app.markdown, *app.caption])
+
+
+def pictures_of(app: AppTest) -> dict[str, str]:
+    """Address of every picture by its caption or alt text; addresses are digests of the bytes."""
+    images = [image for element in app.get("image") for image in element.proto.imgs]
+    return {image.caption or image.alt: image.url for image in images}
+
+
+def cards_of(app: AppTest) -> tuple[list[str], list[str]]:
+    """Labels of the variants' cards in the left and in the right column."""
+    found = []
+    for column in app.main.columns:
+        if any("Prediction" in heading.value for heading in column.subheader):
+            labels = [text.value.partition("**")[2].partition("**")[0] for text in column.markdown]
+            found.append([label for label in labels if label])
+    left, right = found
+    return left, right
+
+
+def metrics_of(app: AppTest) -> dict[str, str]:
+    return {metric.label: metric.value for metric in app.metric}
+
+
+def link_of(app: AppTest) -> str:
+    return app.code[0].value
+
+
+def field_of(key: str) -> state.Field:
+    (field,) = [field for field in state.FIELDS if field.key == key]
+    return field
+
+
+def works(app: AppTest) -> bool:
+    """No exception, and a map on the page."""
+    assert not app.exception, [box.value for box in app.exception]
+    return "Overlay" in pictures_of(app)
+
+
+def png(size: tuple[int, int] = (90, 70), *, mode: str = "RGB", seed: int = 0) -> bytes:
+    rng = np.random.default_rng(seed)
+    channels = len(mode)
+    pixels = rng.integers(0, 255, (size[1], size[0], channels), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, mode=None).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def raising(monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception | None]:
+    """The method `gradient` raises what is put here."""
+    fate: dict[str, Exception | None] = {"error": None}
+    plain = METHODS["gradient"]
+
+    def explain(*args: Any, **options: Any) -> Any:
+        if fate["error"] is not None:
+            raise fate["error"]
+        return plain.explain(*args, **options)
+
+    monkeypatch.setitem(METHODS, "gradient", replace(plain, explain=explain))
+    return fate
+
+
+# What a visit shows
+
+
+def test_the_first_visit_shows_everything_computed(visit: Visit) -> None:
+    app = visit(model=None)
+    assert works(app)
+    assert app.title[0].value == "Cat · EfficientNet-Lite0 · Grad-CAM"
+    assert not app.warning
+    assert not app.error
+    assert {"Photograph", "Map", "Overlay"} <= set(pictures_of(app))
+    scores = metrics_of(app)
+    assert set(scores) == {"Consistency", "Sensitivity", "COSE"}
+    assert all(0 <= float(value) <= 1 for value in scores.values())
+    kept, changed = cards_of(app)
+    assert len(kept) + len(changed) == 14
+    assert "untrained network" in changed
+    # Nothing differs from the defaults, so the link needs no parameters.
+    assert "?" not in link_of(app)
+    assert not app.query_params
+
+
+def test_the_columns_agree_with_the_predictions(visit: Visit) -> None:
+    app = visit()
+    exploration = session.runner().peek(app.session_state["_shown"][0])
+    same = (exploration.predicted[1:] == exploration.predicted[0]).tolist()
+    names = [variant.label for variant in exploration.variants] + ["untrained network"]
+    kept, changed = cards_of(app)
+    assert kept == [name for name, stays in zip(names, same, strict=True) if stays]
+    assert changed == [name for name, stays in zip(names, same, strict=True) if not stays]
+    assert kept
+    assert changed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_picked(visit: Visit, method: str) -> None:
+    app = visit(aug="flip_lr", twin="0")
+    app.sidebar.selectbox(key="method").select(method).run()
+    assert works(app)
+    title = METHODS[method].card.title
+    assert method == "grad_cam" or f"method={method}" in link_of(app)
+    if app.title[0].value != f"Cat · Tiny · {title}":
+        assert f"{title} will take about" in markdown_of(app)
+        assert app.button(key="compute").label == "Compute"
+
+
+def test_costly_work_says_how_long_it_takes_and_waits(visit: Visit) -> None:
+    app = visit(model=None)
+    before = pictures_of(app)["Overlay"]
+    app.sidebar.selectbox(key="method").select("occlusion").run()
+    assert "Occlusion will take about" in markdown_of(app)
+    assert "Shown below: what was there before." in markdown_of(app)
+    assert pictures_of(app)["Overlay"] == before
+
+
+def test_compute_computes(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "CHEAP_SECONDS", 0.0)
+    app = visit()
+    assert not app.exception
+    assert "Overlay" not in pictures_of(app)
+    assert "Grad-CAM will take about 1 s" in markdown_of(app)
+    app.button(key="compute").click().run()
+    assert works(app)
+    assert app.title[0].value == "Cat · Tiny · Grad-CAM"
+    assert "will take about" not in markdown_of(app).partition("Going through")[0]
+
+
+def test_the_work_that_fails_leaves_the_picture_and_one_sentence(visit: Visit, raising: dict[str, Any]) -> None:
+    app = visit()
+    before = pictures_of(app)["Overlay"]
+    raising["error"] = MethodError("It does not fit into memory. Choose a smaller classifier.")
+    app.sidebar.selectbox(key="method").select("gradient").run()
+    assert works(app)
+    assert "It does not fit into memory. Choose a smaller classifier." in markdown_of(app)
+    assert "Shown below: what was there before." in markdown_of(app)
+    assert pictures_of(app)["Overlay"] == before
+    assert app.title[0].value == "Cat · Tiny · Grad-CAM"
+    raising["error"] = None
+    app.button(key="compute").click().run()
+    assert app.title[0].value == f"Cat · Tiny · {METHODS['gradient'].card.title}"
+    assert pictures_of(app)["Overlay"] != before
+
+
+def test_a_fault_inside_is_told_without_its_words(
+    visit: Visit, raising: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = visit()
+    raising["error"] = RuntimeError("tensor a (3) must match tensor b (5)")
+    app.sidebar.selectbox(key="method").select("gradient").run()
+    assert works(app)
+    assert "Something went wrong inside Salviz" in markdown_of(app)
+    assert "tensor a" not in markdown_of(app)
+    assert "tensor a" in caplog.text
+
+
+def test_a_refusal_is_told(visit: Visit, tiny_vit: str) -> None:
+    app = visit(model=tiny_vit)
+    before = pictures_of(app)["Overlay"]
+    app.sidebar.selectbox(key="method").select("guided_backprop").run()
+    assert works(app)
+    assert "ReLU" in markdown_of(app)
+    assert pictures_of(app)["Overlay"] == before
+
+
+def test_cancelled_work_can_start_again(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = METHODS["gradient"]
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(*args: Any, work: Any, **options: Any) -> Any:
+        begun.set()
+        # Ends when it is cancelled: `tick` raises then.
+        while not released.wait(0.01):
+            work.tick(0)
+        return plain.explain(*args, work=work, **options)
+
+    app = visit()
+    before = pictures_of(app)["Overlay"]
+    monkeypatch.setitem(METHODS, "gradient", replace(plain, explain=slow))
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.05)
+    app.sidebar.selectbox(key="method").select("gradient").run()
+    assert begun.wait(60)
+    (job,) = [job for job in session.runner()._open.values() if job.state == "running"]
+    assert works(app)
+    app.button(key="cancel.explore").click().run()
+    assert job.finished.wait(60)
+    assert job.state == "cancelled"
+    assert "was stopped." in markdown_of(app)
+    assert pictures_of(app)["Overlay"] == before
+    released.set()
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 120.0)
+    app.button(key="compute").click().run()
+    assert works(app)
+    assert app.title[0].value.endswith(plain.card.title)
+
+
+# Links
+
+CHANGED = {
+    "image": "sample:espresso",
+    "method": "gradient",
+    "target": "3",
+    "label": "7",
+    "output": "probability",
+    "aug": "flip_lr,rotate",
+    "draw": "paper",
+    "twin": "0",
+    "range": "2.0",
+    "seed": "5",
+    "device": "cpu",
+    "precision": "bf16",
+    "cmap": "viridis",
+    "alpha": "0.8",
+    "sign": "signed",
+    "span": "full",
+    "veil": "even",
+    "scale": "shared",
+    "cells": "cells",
+    "turn": "brightness",
+    "at": "0.99",
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("method", "nonesuch"),
+        ("target", "-1"),
+        ("target", "unknown"),
+        ("target", "2147483648"),
+        ("label", "predicted"),
+        ("label", "cat"),
+        ("output", "loss"),
+        ("aug", "flip_lr,swirl"),
+        ("draw", "all"),
+        ("twin", "yes"),
+        ("range", "3"),
+        ("seed", "-4"),
+        ("seed", "1e9"),
+        ("seed", "99999999999999999999"),
+        ("device", "cuda:77"),
+        ("precision", "int4"),
+        ("cmap", "nonesuch"),
+        ("alpha", "2"),
+        ("alpha", "nan"),
+        ("sign", "both"),
+        ("span", "wide"),
+        ("veil", "thick"),
+        ("scale", "log"),
+        ("cells", "hexagons"),
+        ("turn", "flip_lr"),
+        ("at", "far"),
+        ("at", "nan"),
+        ("at", "inf"),
+    ],
+)
+def test_fields_refuse_what_makes_no_sense(field: str, value: str) -> None:
+    with pytest.raises((ValueError, SalvizError)):
+        field_of(field).read(value)
+
+
+@pytest.mark.parametrize("field", state.FIELDS, ids=lambda field: field.key)
+def test_fields_read_what_they_write(field: state.Field) -> None:
+    assert field.read(field.write(field.default)) == field.default
+    if field.key in CHANGED:
+        assert field.write(field.read(CHANGED[field.key])) == CHANGED[field.key]
+
+
+BAD_LINKS = {
+    "picture": {"image": "sample:nonesuch", "target": "1000", "label": "5000", "alpha": "nan", "at": "nan"},
+    "folder": {"image": "file:../../etc/passwd", "method": "nonesuch", "seed": "99999999999999999999"},
+    "upload": {"image": "upload", "device": "cuda:77", "cmap": "nonesuch", "span": "wide", "turn": "flip_lr"},
+    "nothing": {
+        "image": "",
+        "twin": "yes",
+        "target": "unknown",
+        "label": "predicted",
+        "at": "inf",
+        "precision": "int4",
+    },
+    "settings": {"set.steps": "0", "set.baseline": "7", "set.nonesuch": "1", "draw": "all", "range": "3"},
+}
+
+
+@pytest.mark.parametrize("link", BAD_LINKS.values(), ids=BAD_LINKS)
+def test_a_bad_link_costs_a_sentence_a_part(visit: Visit, link: dict[str, str]) -> None:
+    method = {"method": "integrated_gradients"} if "set.steps" in link else {}
+    app = visit(**{"aug": "flip_lr", "twin": "0", **method, **link})
+    assert works(app)
+    sentences = warnings_of(app).split("\n\n")
+    assert len(sentences) == len(link)
+    assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in sentences)
+    for field, value in link.items():
+        words = {"image": "picture"}.get(field, field)
+        assert any(words in sentence for sentence in sentences), (field, sentences)
+        assert app.query_params.get(field) != value
+
+
+def test_a_notice_stays_until_something_else_is_chosen(visit: Visit) -> None:
+    app = visit(aug="flip_lr", image="sample:nonesuch")
+    assert "picture" in warnings_of(app)
+    app.run()
+    assert "picture" in warnings_of(app)
+    app.slider(key="alpha").set_value(0.8).run()
+    assert "picture" in warnings_of(app)
+    app.sidebar.selectbox(key="method").select("edge").run()
+    assert not app.warning
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "nonesuch",
+        "timm:nonesuch",
+        "/etc/passwd.safetensors@timm:resnet18",
+        "{folder}/../outside.safetensors@timm:test_resnet",
+        "{folder}/missing.safetensors@timm:test_resnet",
+        "{folder}/test_resnet.pth",
+        "hf-hub:../../etc",
+    ],
+)
+def test_a_model_that_cannot_be_had_costs_one_sentence(visit: Visit, model_folder: Path, tiny: str, model: str) -> None:
+    app = visit(model=model.format(folder=model_folder), method="layer_cam")
+    assert not app.exception
+    (sentence,) = warnings_of(app).split("\n\n")
+    assert sentence.endswith((".", ";"))
+    assert str(model_folder) not in sentence
+    # And the way out of it.
+    app.query_params["model"] = tiny
+    app.run()
+    assert works(app)
+    assert not app.warning
+    assert app.title[0].value == "Cat · Tiny · LayerCAM"
+
+
+def test_a_model_that_cannot_be_had_leaves_the_picture(visit: Visit) -> None:
+    app = visit()
+    before = pictures_of(app)["Overlay"]
+    app.query_params["model"] = "timm:nonesuch"
+    app.run()
+    assert works(app)
+    assert app.warning
+    assert pictures_of(app)["Overlay"] == before
+
+
+def test_fields_are_the_keys_of_the_widgets(visit: Visit) -> None:
+    app = visit()
+    keyed = [
+        *app.sidebar.selectbox,
+        *app.sidebar.toggle,
+        *app.sidebar.number_input,
+        *app.sidebar.get("button_group"),
+        *app.main.slider,
+        *app.main.select_slider,
+        *app.main.selectbox,
+        *app.main.get("button_group"),
+    ]
+    settings = {f"{card.card.id}.{p.name}" for card in METHODS.values() for p in card.card.parameters}
+    assert {element.key for element in keyed} - settings == {field.key for field in state.FIELDS}
+
+
+def test_a_link_holds_every_field(visit: Visit, tiny: str) -> None:
+    assert {*CHANGED, "model"} == {field.key for field in state.FIELDS}
+    app = visit(**CHANGED)
+    assert works(app)
+    assert not app.warning
+    assert app.query_params == {**CHANGED, "model": tiny}
+    for field in state.FIELDS:
+        assert app.session_state[field.key] != field.default, field.key
+    again = visit(**app.query_params)
+    assert pictures_of(again) == pictures_of(app)
+    assert metrics_of(again) == metrics_of(app)
+
+
+def test_a_link_holds_the_settings_of_a_method(visit: Visit, tiny: str) -> None:
+    app = visit(aug="flip_lr", method="smoothgrad", **{"set.samples": "5"})
+    assert works(app)
+    assert app.sidebar.number_input(key="smoothgrad.samples").value == 5
+    assert app.query_params == {"model": tiny, "aug": "flip_lr", "method": "smoothgrad", "set.samples": "5"}
+    app.sidebar.number_input(key="smoothgrad.samples").set_value(3).run()
+    assert app.query_params["set.samples"] == "3"
+    app.sidebar.selectbox(key="method").select("edge").run()
+    assert "set.samples" not in app.query_params
+
+
+def test_the_target_is_told_by_index(visit: Visit) -> None:
+    app = visit(aug="flip_lr", target="281")
+    assert works(app)
+    assert "Explains **thing 281**" in markdown_of(app)
+    assert "All maps explain thing 281" in markdown_of(app)
+    predicted = visit(aug="flip_lr")
+    assert pictures_of(predicted)["Overlay"] != pictures_of(app)["Overlay"]
+
+
+def test_scores_of_a_wrong_prediction_are_undefined_with_the_reason(visit: Visit) -> None:
+    app = visit(label="5")
+    assert works(app)
+    assert set(metrics_of(app).values()) == {"undefined"}
+    assert "The clean prediction is not thing 5" in markdown_of(app)
+
+
+def test_scores_of_a_right_prediction_need_no_stand_in(visit: Visit) -> None:
+    standing_in = visit()
+    predicted = int(standing_in.session_state["_top"][0])
+    app = visit(label=str(predicted))
+    assert metrics_of(app) == metrics_of(standing_in)
+    assert "stands in for it" in markdown_of(standing_in)
+    assert "stands in for it" not in markdown_of(app)
+
+
+def test_no_augmentation_at_all(visit: Visit) -> None:
+    app = visit(aug="", twin="0")
+    assert works(app)
+    assert cards_of(app) == ([], [])
+    assert set(metrics_of(app).values()) == {"undefined"}
+    assert "No augmentation left the prediction as it was" in markdown_of(app)
+    assert "Nothing changed the prediction" in markdown_of(app)
+    assert app.query_params["aug"] == ""
+
+
+def test_the_papers_draw_has_48_variants(visit: Visit) -> None:
+    kept, changed = cards_of(visit(draw="paper", twin="0"))
+    assert len(kept) + len(changed) == 48
+    assert len(set(kept + changed)) == 48
+    other, _ = cards_of(visit(draw="paper", twin="0", seed="1"))
+    assert other != kept
+
+
+def test_the_untrained_twin_can_be_left_out(visit: Visit) -> None:
+    app = visit()
+    app.sidebar.toggle(key="twin").set_value(False).run()
+    kept, changed = cards_of(app)
+    assert "untrained network" not in kept + changed
+    assert len(kept) + len(changed) == len(AUGMENTATIONS)
+
+
+def test_fewer_augmentations_give_fewer_cards(visit: Visit) -> None:
+    app = visit(twin="0")
+    app.sidebar.get("button_group")[0].set_value(["rotate", "blur"]).run()
+    kept, changed = cards_of(app)
+    assert len(kept) + len(changed) == 2
+    assert app.query_params["aug"] == "rotate,blur"
+
+
+# Display choices
+
+
+def test_display_choices_never_call_the_model(visit: Visit, tiny: str) -> None:
+    app = visit(method="gradient")
+    calls = []
+    module = session.classifiers().get(tiny).classifier.module
+    hook = module.register_forward_pre_hook(lambda *_: calls.append(1))
+    twins = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        seen = pictures_of(app)["Overlay"]
+        for key, value in (
+            ("cmap", "viridis"), ("alpha", 0.9), ("sign", "signed"), ("span", "full"), ("veil", "even"),
+        ):  # fmt: skip
+            (widget,) = [w for w in [*app.main.selectbox, *app.slider, *app.main.get("button_group")] if w.key == key]
+            widget.set_value(value).run()
+            assert works(app)
+            assert pictures_of(app)["Overlay"] != seen, key
+            seen = pictures_of(app)["Overlay"]
+            assert app.query_params[key] == field_of(key).write(value)
+        assert not calls
+        app.sidebar.selectbox(key="method").select("input_x_gradient").run()
+        assert calls
+    finally:
+        hook.remove()
+        twins.remove()
+
+
+def test_cells_are_shown_as_computed(visit: Visit) -> None:
+    app = visit(aug="flip_lr", twin="0")
+    smooth = pictures_of(app)["Map"]
+    (widget,) = [w for w in app.main.get("button_group") if w.key == "cells"]
+    widget.set_value("cells").run()
+    assert pictures_of(app)["Map"] != smooth
+
+
+def test_a_shared_scale_changes_the_variants_only(visit: Visit) -> None:
+    app = visit(aug="rotate,blur")
+    before = pictures_of(app)
+    (widget,) = [w for w in app.main.get("button_group") if w.key == "scale"]
+    widget.set_value("shared").run()
+    after = pictures_of(app)
+    assert after["Overlay"] == before["Overlay"]
+    cards = [name for name in before if "its map laid back on the original" in name]
+    assert any(after[name] != before[name] for name in cards)
+
+
+def test_the_slider_goes_through_stored_maps(visit: Visit, tiny: str) -> None:
+    app = visit(aug="rotate")
+    calls = []
+    hook = session.classifiers().get(tiny).classifier.module.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        seen = {frozenset(pictures_of(app).items())}
+        slider = app.select_slider(key="at")
+        for value in (-135.0, 54.0):
+            slider.set_value(value).run()
+            assert works(app)
+            seen.add(frozenset(pictures_of(app).items()))
+            assert float(app.query_params["at"]) == value
+        assert len(seen) == 3
+        assert not calls
+    finally:
+        hook.remove()
+
+
+# Uploads
+
+
+def upload(app: AppTest, name: str, content: bytes, mime: str = "image/png") -> AppTest:
+    app.sidebar.get("file_uploader")[0].upload(name, content, mime)
+    return app.run()
+
+
+def test_an_upload_becomes_the_picture(visit: Visit) -> None:
+    app = upload(visit(aug="flip_lr"), "mine.png", png(mode="RGBA"))
+    assert works(app)
+    assert app.title[0].value.startswith("mine.png · ")
+    assert app.sidebar.selectbox(key="image").value == "upload"
+    assert "Transparent parts were laid on white." in markdown_of(app)
+    assert not app.code
+    assert "An uploaded picture cannot travel in a link" in markdown_of(app)
+
+
+def test_a_photograph_is_turned_upright(visit: Visit) -> None:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(io.BytesIO(png((120, 60)))).save(buffer, format="JPEG", exif=exif)
+    app = upload(visit(aug="flip_lr"), "phone.jpg", buffer.getvalue(), "image/jpeg")
+    assert works(app)
+    assert app.session_state["_shown"][1].image.size == (60, 120)
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes whose header promises 40 000 x 40 000 pixels."""
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
     )
-    import cProfile, pstats
 
-    t = time.time()
-    at.run()
-    print("rerun", time.time() - t)
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"this is no picture", "picture"),
+        (png()[:200], "damaged"),
+        (bomb(), "megapixels"),
+        (b"", "empty"),
+        (png() + b"\0" * (16 * 2**20), "16.0 MB"),
+    ],
+    ids=["text", "truncated", "bomb", "empty", "huge"],
+)
+def test_a_bad_upload_costs_one_sentence_and_no_picture(visit: Visit, content: bytes, words: str) -> None:
+    app = visit(aug="flip_lr")
+    before = pictures_of(app)["Overlay"]
+    upload(app, "bad.png", content)
+    assert works(app)
+    (sentence,) = warnings_of(app).split("\n\n")
+    assert words in sentence
+    assert pictures_of(app)["Overlay"] == before
+    assert app.title[0].value.startswith("Cat · ")
+    # Another choice stays possible.
+    app.sidebar.selectbox(key="image").select("sample:espresso").run()
+    assert app.title[0].value.startswith("Espresso · ")
+
+
+def test_a_bad_upload_after_a_good_one_keeps_the_good_one(visit: Visit) -> None:
+    app = upload(visit(aug="flip_lr"), "mine.png", png())
+    before = pictures_of(app)["Overlay"]
+    upload(app, "bad.png", b"this is no picture")
+    assert works(app)
+    (sentence,) = warnings_of(app).split("\n\n")
+    assert "upload it again" not in sentence
+    assert app.title[0].value.startswith("mine.png · ")
+    assert pictures_of(app)["Overlay"] == before
+
+
+def test_from_an_upload_to_a_sample_and_back(visit: Visit) -> None:
+    app = upload(visit(aug="flip_lr"), "mine.png", png())
+    mine = pictures_of(app)["Overlay"]
+    app.sidebar.selectbox(key="image").select("sample:espresso").run()
+    assert app.title[0].value.startswith("Espresso · ")
+    assert pictures_of(app)["Overlay"] != mine
+    app.sidebar.selectbox(key="image").select("upload").run()
+    assert app.title[0].value.startswith("mine.png · ")
+    assert pictures_of(app)["Overlay"] == mine
+    upload(app, "other.png", png(seed=1))
+    assert app.title[0].value.startswith("other.png · ")
+    assert pictures_of(app)["Overlay"] != mine
+
+
+def test_an_upload_with_a_name_full_of_marks_is_shown_as_it_is(visit: Visit) -> None:
+    app = upload(visit(aug="flip_lr"), "a*b*c $x$ [y](z) <b>.png", png())
+    assert works(app)
+    shown = app.title[0].value.partition(" · ")[0]
+    assert "<b>" not in shown.replace("\\<", "")
+    assert all(f"\\{mark}" in shown for mark in "*$[")
+
+
+# The frame
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "pages").glob("*.py")), ids=lambda path: path.stem)
+def test_every_page_begins_with_the_guard(page: Path) -> None:
+    body = [node for node in ast.parse(page.read_text(encoding="utf-8")).body if not isinstance(node, ast.ImportFrom)]
+    first = body[1]  # after the docstring
+    assert isinstance(first, ast.Assign)
+    assert ast.unparse(first.value) == "frame.guard()"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "pages").glob("*.py")), ids=lambda path: path.stem)
+def test_every_page_runs_inside_the_frame(page: Path, tiny: str) -> None:
+    app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=TIMEOUT)
+    app.query_params["model"] = tiny
+    app.query_params["aug"] = "flip_lr"
+    app.switch_page(f"pages/{page.name}").run()
+    assert works(app)
+    assert app.sidebar.selectbox(key="method").value == "grad_cam"

@@ -1,0 +1,235 @@
+"""What an explanation costs beside the model's plain forward pass.
+
+`python -m tests.benchmarks.explore` prints a Markdown table of ratios with the bound each has to meet.
+Everything is measured in one run, repetition by repetition and turn by turn, so that whatever else the machine
+does falls on both sides of a ratio; a ratio is the median of its repetitions'.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from salviz import engine, load, maps, methods
+from salviz.classifiers import Classifier
+from salviz.classifiers.layers import target_layer
+from salviz.exploration import explore, request_for
+from salviz.images import open_sample, samples
+from salviz.similarity import spearman, ssim
+from salviz.transforms import augment, default_variants, realign
+
+MODEL = "tf_efficientnet_lite0"
+BATCH = 16
+BEGIN, END = "<!-- benchmark:explore -->", "<!-- /benchmark:explore -->"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A cost measured against another.
+
+    Attributes:
+        title: What is measured.
+        against: What it is measured against.
+        seconds: Median of the measured side.
+        reference: Median of the other side.
+        ratio: Median of the repetitions' ratios.
+        bound: What the ratio has to meet.
+        is_at_least: Whether the bound is the smallest allowed ratio, not the largest.
+    """
+
+    title: str
+    against: str
+    seconds: float
+    reference: float
+    ratio: float
+    bound: float
+    is_at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the ratio keeps its bound."""
+        return self.ratio >= self.bound if self.is_at_least else self.ratio <= self.bound
+
+
+def photographs(classifier: Classifier, count: int) -> Tensor:
+    """The sample gallery's pictures in model space, repeated: `(count, 3, H, W)`."""
+    ids = [sample.id for sample in samples()]
+    frames = [classifier.preprocessing.frame(open_sample(ids[i % len(ids)]).image) for i in range(count)]
+    return classifier.preprocessing.normalise(torch.stack(frames))
+
+
+def grad_cam_of_peer(classifier: Classifier) -> Callable[[Tensor], Tensor]:
+    """pytorch-grad-cam's GradCAM as its README uses it, on a copy whose parameters need gradients."""
+    from pytorch_grad_cam import GradCAM
+
+    model = copy.deepcopy(classifier.module).requires_grad_(True).eval()
+    layer = model.get_submodule(target_layer(classifier).name)
+
+    def run(x: Tensor) -> Tensor:
+        with GradCAM(model=model, target_layers=[layer]) as cam:
+            return torch.from_numpy(cam(input_tensor=x, targets=None))
+
+    return run
+
+
+def tasks(classifier: Classifier) -> dict[str, Callable[[], object]]:
+    """Everything that is timed, by name."""
+    x = photographs(classifier, BATCH)
+    digests = [str(place) for place in range(BATCH)]
+    card, size = methods.get("grad_cam").card, classifier.preprocessing.input_size
+    picture, variants = open_sample("cat"), default_variants()
+    request = request_for(picture, classifier)
+    frame = classifier.preprocessing.frame(picture.image)
+    frames = frame.expand(len(variants), -1, -1, -1)
+    fourteen = classifier.preprocessing.normalise(torch.cat([frame[None], augment(frames, variants)]))
+    shown = maps.comparable(
+        engine.explain(classifier, fourteen, method="grad_cam", digests=digests[:14]).maps, card, size
+    )
+    aligned, valid = realign(shown[1:], variants)
+    clean = shown[:1].expand_as(aligned)
+    peer = grad_cam_of_peer(classifier)
+
+    def explain(method: str) -> Tensor:
+        return engine.explain(classifier, x, method=method, digests=digests).maps
+
+    def bare_gradient() -> Tensor:
+        leaf = x.detach().requires_grad_(True)
+        score = classifier.module(leaf).amax(dim=1).sum()
+        return torch.autograd.grad(score, leaf)[0]
+
+    def comparable_cam() -> Tensor:
+        return maps.comparable(explain("grad_cam"), card, size)
+
+    # A speed says nothing where the results differ.
+    torch.testing.assert_close(explain("gradient"), bare_gradient(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(comparable_cam(), peer(x), rtol=0, atol=1e-3)
+
+    def forward(batch: Tensor) -> Tensor:
+        with torch.no_grad():
+            return classifier.module(batch)
+
+    return {
+        "forward16": lambda: forward(x),
+        "grad_cam": lambda: explain("grad_cam"),
+        "bare_gradient": bare_gradient,
+        "gradient": lambda: explain("gradient"),
+        "forward14": lambda: forward(fourteen),
+        "page": lambda: explore(classifier, picture, request),
+        "comparable_cam": comparable_cam,
+        "peer": lambda: peer(x),
+        "augment": lambda: augment(frames, variants),
+        "realign": lambda: realign(shown[1:], variants),
+        "ssim": lambda: ssim(clean, aligned, valid=valid),
+        "spearman": lambda: spearman(clean, aligned, valid=valid),
+    }
+
+
+def measure(named: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
+    """Seconds of every repetition, all tasks taking turns; the first round warms up and is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in named}
+    for round_ in range(repeat + 1):
+        for name, task in named.items():
+            start = time.perf_counter()
+            task()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]]) -> list[Ratio]:
+    """The ratios that have bounds."""
+
+    def ratio(name: str, against: str, titles: tuple[str, str], bound: float, *, least: bool = False) -> Ratio:
+        pairs = zip(seconds[name], seconds[against], strict=True)
+        median = statistics.median(one / other for one, other in pairs)
+        both = (statistics.median(seconds[part]) for part in (name, against))
+        return Ratio(*titles, *both, median, bound, least)
+
+    return [
+        ratio("grad_cam", "forward16", (f"Grad-CAM, batch of {BATCH}", "plain forward of the batch"), 1.15),
+        ratio(
+            "gradient", "bare_gradient",
+            (f"Gradient, batch of {BATCH}", "bare forward and `torch.autograd.grad`"), 1.1,
+        ),
+        ratio(
+            "page", "forward14",
+            ("The page's default: Grad-CAM, 13 variants, warps, SSIM, Spearman", "plain forward of 14 images"), 1.3,
+        ),
+        ratio(
+            "peer", "comparable_cam",
+            (f"pytorch-grad-cam's Grad-CAM, batch of {BATCH}", "Salviz' Grad-CAM, scaled and resized alike"), 6.0,
+            least=True,
+        ),
+    ]  # fmt: skip
+
+
+def markdown(found: Sequence[Ratio], parts: dict[str, float], repeat: int) -> str:
+    """The table and a line about the parts and the machine."""
+    lines = ["| What | Measured against | ms | ms | Ratio | Bound | Met |", "|---|---|---:|---:|---:|---:|---|"]
+    for row in found:
+        sign = "≥" if row.is_at_least else "≤"
+        lines.append(
+            f"| {row.title} | {row.against} | {1000 * row.seconds:.0f} | {1000 * row.reference:.0f} "
+            f"| {row.ratio:.2f} | {sign} {row.bound:g} | {'yes' if row.is_met else 'no'} |"
+        )
+    times = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in parts.items())
+    lines += [
+        "",
+        f"For 13 variants of {MODEL}'s maps: {times}. Medians of {repeat} interleaved repetitions, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}.",
+    ]
+    return "\n".join(lines)
+
+
+def put_into(path: Path, text: str) -> None:
+    """Replace what stands between the two marks of a file."""
+    content = path.read_text("utf-8")
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        sys.exit(f"{path} has no lines {BEGIN} and {END}.")
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=11, help="counted repetitions (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--markdown-into", type=Path, metavar="FILE", help=f"put the table between {BEGIN} marks")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    seconds = measure(tasks(load(MODEL, device="cpu")), options.repeat)
+    found = ratios(seconds)
+    parts = {name: statistics.median(seconds[name]) for name in ("augment", "realign", "ssim", "spearman")}
+    text = markdown(found, parts, options.repeat)
+    if options.json:
+        told = {
+            "ratios": [{**asdict(row), "is_met": row.is_met} for row in found],
+            "parts": parts,
+            "repeat": options.repeat,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        }
+        print(json.dumps(told, indent=2))
+    else:
+        print(text)
+    if options.markdown_into:
+        put_into(options.markdown_into, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""A server, a browser, and pages that watch themselves for errors while a test drives them."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+WIDE = {"width": 1440, "height": 900}
+NARROW = {"width": 390, "height": 844}
+STARTING = 60
+
+# Streamlit's page asks for both below the page's own address before it asks at the root.
+_KNOWN_404 = re.compile(r"^http://[^/]+/[a-z]+/_stcore/(health|host-config)$")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.e2e)
+
+
+def _missing(what: str) -> None:
+    """No browser: a skip, but a failure where somebody counts on these tests."""
+    if os.environ.get("SALVIZ_REQUIRE_E2E") == "1":
+        pytest.fail(f"browser tests are required here, but there is no {what}")
+    pytest.skip(f"no {what}")
+
+
+@dataclass
+class Server:
+    """A running app and the file its log goes to."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(20)
+
+
+def start_server(log: Path, **environment: str) -> Server:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    command += ["--server.address", "127.0.0.1", "--server.headless", "true", "--server.fileWatcherType", "none"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    until = time.monotonic() + STARTING
+    while True:
+        try:
+            with urllib.request.urlopen(f"{server.url}/_stcore/health", timeout=5):  # noqa: S310 - own server
+                return server
+        except (urllib.error.URLError, ConnectionError):
+            if process.poll() is not None or time.monotonic() > until:
+                server.stop()
+                pytest.fail(f"the server did not start:\n{log.read_text(encoding='utf-8')}")
+            # Nothing announces that a port is open.
+            time.sleep(0.05)
+
+
+_NORMAL = (
+    "Uvicorn server started on",
+    "You can now view your Streamlit app in your browser.",
+    "URL: http://127.0.0.1:",
+    "Stopping...",
+)
+
+
+def unexpected_lines(server: Server) -> list[str]:
+    """Lines of the server's log that an app in order does not write."""
+    lines = server.log.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip() and not any(words in line for words in _NORMAL)]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _missing("playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        _missing("chromium")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def attention_network(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Id of a tiny ViT with random weights, in the folder that the shared server offers."""
+    from safetensors.torch import save_file
+
+    from tests.models import timm_model
+
+    path = tmp_path_factory.mktemp("models") / "test_vit.safetensors"
+    weights = {key: value.contiguous() for key, value in timm_model("test_vit").module.state_dict().items()}
+    save_file(weights, path, metadata={"title": "Tiny ViT"})
+    return f"{path}@timm:test_vit"
+
+
+@pytest.fixture(scope="session")
+def server(browser: Any, attention_network: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server most tests share; warm, with the first map computed."""
+    folder = str(Path(attention_network.partition("@")[0]).parent)
+    started = start_server(tmp_path_factory.mktemp("server") / "log.txt", SALVIZ_MODEL_DIR=folder)
+    try:
+        page = browser.new_context(viewport=WIDE).new_page()
+        page.goto(started.url)
+        page.get_by_role("img", name="laid back: SSIM").first.wait_for(timeout=120_000)
+        page.context.close()
+        yield started
+    finally:
+        started.stop()
+    assert unexpected_lines(started) == []
+
+
+@pytest.fixture
+def cold_server(browser: Any, tmp_path: Path) -> Iterator[Server]:
+    """A server nobody has visited yet."""
+    started = start_server(tmp_path / "log.txt")
+    yield started
+    started.stop()
+    assert unexpected_lines(started) == []
+
+
+@dataclass
+class Watch:
+    """What went wrong in the pages of a test."""
+
+    errors: list[str] = field(default_factory=list)
+
+    def over(self, page: Any) -> None:
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.errors.append(f"page error: {error}"))
+        page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        if message.type in ("error", "warning") and not _KNOWN_404.match(message.location.get("url", "")):
+            self.errors.append(f"{message.type}: {message.text} ({message.location.get('url', '')})")
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            self.errors.append(f"request to another host: {request.url}")
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """Open an address in a browser of its own; at the end nothing may have gone wrong in any of them."""
+    watch = Watch()
+    with ExitStack() as contexts:
+
+        def open_at(url: str, *, viewport: dict[str, int] | None = None, **options: Any) -> Any:
+            context = browser.new_context(viewport=viewport or WIDE, reduced_motion="reduce", **options)
+            contexts.callback(context.close)
+            # A click must reach its place within seconds even on a busy machine.
+            context.set_default_timeout(30_000)
+            page = context.new_page()
+            watch.over(page)
+            page.goto(url)
+            return page
+
+        yield open_at
+    assert watch.errors == []
