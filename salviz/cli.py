@@ -149,8 +149,8 @@ def _explain(options: argparse.Namespace) -> None:
         variants = default_variants() if options.augment == "default" else _variants(options.augment)
 
     from salviz import explore, export, load, methods, summary
-    from salviz.exploration import request_for
     from salviz.render import Display
+    from salviz.request import request_for
 
     settings = _settings(methods.get(options.method).card, options.settings)
     classifier = load(

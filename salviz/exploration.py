@@ -6,27 +6,25 @@ comparable maps -> realigned -> SSIM and Spearman against the clean map -> consi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from salviz import engine, maps, methods
+from salviz.changes import changed
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import target_layer
-from salviz.classifiers.loading import at_checkpoint, untrained
 from salviz.classifiers.preprocessing import Placement
 from salviz.errors import RequestError
 from salviz.images import Picture
-from salviz.request import CHECKPOINT, UNTRAINED, Request
+from salviz.request import Request, precision_of, request_for
 from salviz.similarity import spearman, ssim
 from salviz.targets import ClassTarget, PredictedTarget, Target
-from salviz.transforms import Variant, augment, default_variants, realign
+from salviz.transforms import Variant, augment, realign
 from salviz.transforms.alignment import Validity
 from salviz.work import Progress, silent
 
@@ -138,103 +136,6 @@ class Exploration:
 Publish = Callable[[Exploration], None]
 
 
-def request_for(
-    picture: Picture,
-    classifier: Classifier,
-    *,
-    method: str = "grad_cam",
-    parameters: dict[str, object] | None = None,
-    target: int | None = None,
-    output: str = "logit",
-    label: int | None = None,
-    variants: Sequence[Variant] | None = None,
-    changes: Sequence[str] = (),
-    data_range: str | float = "pair",
-    seed: int = 0,
-) -> Request:
-    """The request for an exploration, checked before anything runs.
-
-    Args:
-        picture: The photograph.
-        classifier: The model.
-        method: Id of the method.
-        parameters: Settings that differ from the defaults.
-        target: Class to explain everywhere, or None for the one predicted for each input.
-        output: `logit` or `probability`.
-        label: True class of the image, where known.
-        variants: Augmentations; the thirteen of `default_variants` where None.
-        changes: `untrained` and `checkpoint:<label>`.
-        data_range: SSIM's data range, `pair` or a positive number.
-        seed: Seeds everything random.
-
-    Raises:
-        MethodError: Unknown method or setting, or the method cannot explain this classifier.
-        RequestError: A class, change or option that does not exist.
-    """
-    chosen = methods.get(method)
-    settings = chosen.card.check_parameters(parameters)
-    for name, index in (("target", target), ("label", label)):
-        if index is not None and not 0 <= index < len(classifier.labels):
-            raise RequestError(
-                f"The {name} {index} is no class of {classifier.title}; it knows classes 0 to "
-                f"{len(classifier.labels) - 1}."
-            )
-    if output not in ("logit", "probability"):
-        raise RequestError(f"The output must be logit or probability, not {output!r}.")
-    if data_range != "pair" and not (isinstance(data_range, int | float) and 0 < data_range < math.inf):
-        raise RequestError(f"SSIM's data range must be “pair” or a positive number, not {data_range!r}.")
-    known = [UNTRAINED, *(CHECKPOINT + checkpoint.label for checkpoint in classifier.checkpoints)]
-    for change in changes:
-        if change not in known:
-            raise RequestError(f"{classifier.title} has no change {change!r}; it has {', '.join(known)}.")
-    chosen_variants = default_variants() if variants is None else tuple(variants)
-    return Request(
-        image=picture.digest,
-        classifier=classifier.id,
-        weights=classifier.digest,
-        method=method,
-        parameters=tuple(settings.items()),
-        target=target,
-        output=output,
-        label=label,
-        variants=tuple(variant.token for variant in chosen_variants),
-        changes=tuple(changes),
-        data_range=data_range,
-        seed=seed,
-        precision=_precision(classifier),
-    )
-
-
-def _precision(classifier: Classifier) -> str:
-    return str(classifier.autocast or torch.float32).removeprefix("torch.")
-
-
-_twins: WeakKeyDictionary[Classifier, dict[tuple[str, int], Classifier]] = WeakKeyDictionary()
-
-
-def changed(classifier: Classifier, change: str, seed: int) -> Classifier:
-    """The classifier with other weights; built once while the classifier lives.
-
-    Args:
-        classifier: The original.
-        change: `untrained` or `checkpoint:<label>`.
-        seed: Seeds the untrained weights.
-    """
-    twins = _twins.setdefault(classifier, {})
-    key = (change, seed)
-    if key not in twins:
-        if change == UNTRAINED:
-            twins[key] = untrained(classifier, seed=seed)
-        else:
-            label = change.removeprefix(CHECKPOINT)
-            (checkpoint,) = [c for c in classifier.checkpoints if c.label == label]
-            # One checkpoint's model at a time: ten ViTs would not fit.
-            for other in [k for k in twins if k[0].startswith(CHECKPOINT)]:
-                del twins[other]
-            twins[key] = at_checkpoint(classifier, checkpoint)
-    return twins[key]
-
-
 def explore(
     classifier: Classifier,
     picture: Picture,
@@ -259,7 +160,7 @@ def explore(
     """
     request = request_for(picture, classifier) if request is None else request
     asked = (request.image, request.weights, request.precision)
-    if asked != (picture.digest, classifier.digest, _precision(classifier)):
+    if asked != (picture.digest, classifier.digest, precision_of(classifier)):
         raise RequestError(
             "The request belongs to another picture, other weights or another precision; make a new one with "
             "request_for."

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from salviz import __version__, render
+from salviz import __version__, changes, render
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.labels import Labels
 from salviz.errors import RequestError
@@ -29,7 +29,6 @@ from salviz.metrics import Score
 from salviz.metrics.cose import CoseResult, Split
 from salviz.overlay import png
 from salviz.render import Display
-from salviz.request import CHECKPOINT, UNTRAINED
 from salviz.scores import DRAWS, kinds, scores
 
 COLUMNS = (
@@ -67,7 +66,7 @@ def similarities_csv(exploration: Exploration, labels: Labels) -> str:
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
     predicted = exploration.predicted.tolist()
-    titles = [variant.label for variant in exploration.variants] + [_title(c) for c in exploration.changes]
+    titles = [variant.label for variant in exploration.variants] + [changes.title(c) for c in exploration.changes]
     tokens = [variant.token for variant in exploration.variants] + list(exploration.changes)
     for row, (token, title, kind) in enumerate(zip(tokens, titles, kinds(exploration), strict=True), start=1):
         index = predicted[row]
@@ -272,10 +271,6 @@ def _write(path: Path, content: bytes) -> Path:
         beside.unlink(missing_ok=True)
         raise
     return path
-
-
-def _title(change: str) -> str:
-    return "untrained twin" if change == UNTRAINED else f"checkpoint {change.removeprefix(CHECKPOINT)}"
 
 
 def _json(content: dict[str, Any], *, indent: int | None = None) -> str:

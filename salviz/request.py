@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from salviz import __version__
+import torch
 
-UNTRAINED = "untrained"
-CHECKPOINT = "checkpoint:"
+from salviz import __version__, methods
+from salviz.changes import known_changes
+from salviz.classifiers.classifier import Classifier
+from salviz.errors import RequestError
+from salviz.images import Picture
+from salviz.transforms import Variant, default_variants
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,75 @@ class Request:
         """Hex digest of the canonical JSON: equal exactly for equal requests."""
         text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def request_for(
+    picture: Picture,
+    classifier: Classifier,
+    *,
+    method: str = "grad_cam",
+    parameters: dict[str, object] | None = None,
+    target: int | None = None,
+    output: str = "logit",
+    label: int | None = None,
+    variants: Sequence[Variant] | None = None,
+    changes: Sequence[str] = (),
+    data_range: str | float = "pair",
+    seed: int = 0,
+) -> Request:
+    """The request for an exploration, checked before anything runs.
+
+    Args:
+        picture: The photograph.
+        classifier: The model.
+        method: Id of the method.
+        parameters: Settings that differ from the defaults.
+        target: Class to explain everywhere, or None for the one predicted for each input.
+        output: `logit` or `probability`.
+        label: True class of the image, where known.
+        variants: Augmentations; the thirteen of `default_variants` where None.
+        changes: `untrained` and `checkpoint:<label>`.
+        data_range: SSIM's data range, `pair` or a positive number.
+        seed: Seeds everything random.
+
+    Raises:
+        MethodError: Unknown method or setting, or the method cannot explain this classifier.
+        RequestError: A class, change or option that does not exist.
+    """
+    chosen = methods.get(method)
+    settings = chosen.card.check_parameters(parameters)
+    for name, index in (("target", target), ("label", label)):
+        if index is not None and not 0 <= index < len(classifier.labels):
+            raise RequestError(
+                f"The {name} {index} is no class of {classifier.title}; it knows classes 0 to "
+                f"{len(classifier.labels) - 1}."
+            )
+    if output not in ("logit", "probability"):
+        raise RequestError(f"The output must be logit or probability, not {output!r}.")
+    if data_range != "pair" and not (isinstance(data_range, int | float) and 0 < data_range < math.inf):
+        raise RequestError(f"SSIM's data range must be “pair” or a positive number, not {data_range!r}.")
+    known = known_changes(classifier)
+    for change in changes:
+        if change not in known:
+            raise RequestError(f"{classifier.title} has no change {change!r}; it has {', '.join(known)}.")
+    chosen_variants = default_variants() if variants is None else tuple(variants)
+    return Request(
+        image=picture.digest,
+        classifier=classifier.id,
+        weights=classifier.digest,
+        method=method,
+        parameters=tuple(settings.items()),
+        target=target,
+        output=output,
+        label=label,
+        variants=tuple(variant.token for variant in chosen_variants),
+        changes=tuple(changes),
+        data_range=data_range,
+        seed=seed,
+        precision=precision_of(classifier),
+    )
+
+
+def precision_of(classifier: Classifier) -> str:
+    """Of passes that need no gradient: `float32`, `bfloat16` or `float16`."""
+    return str(classifier.autocast or torch.float32).removeprefix("torch.")

@@ -6,10 +6,10 @@ import math
 from typing import Literal
 from weakref import WeakKeyDictionary
 
+from salviz import changes
 from salviz.exploration import Exploration
 from salviz.metrics import Score
 from salviz.metrics.cose import CoseResult, Rows, bootstrap
-from salviz.request import UNTRAINED
 
 DRAWS = 1000
 """Bootstrap draws behind an interval where nothing else is asked for."""
@@ -20,7 +20,7 @@ _known: WeakKeyDictionary[Exploration, dict[int, CoseResult]] = WeakKeyDictionar
 def kinds(exploration: Exploration) -> tuple[str, ...]:
     """Kind of every row after the clean one, as `metrics.cose.KINDS` names them, as far as rows are done."""
     images = tuple(variant.card.kind for variant in exploration.variants)
-    models = tuple("untrained" if change == UNTRAINED else "checkpoint" for change in exploration.changes)
+    models = tuple(changes.kind(change) for change in exploration.changes)
     return images + models
 
 

@@ -18,8 +18,9 @@ from salviz.classifiers import CARDS, loading
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.labels import Labels
 from salviz.cli import main
-from salviz.exploration import explore, request_for
+from salviz.exploration import explore
 from salviz.images import open_path, open_sample
+from salviz.request import request_for
 from salviz.transforms import Variant, draw_variants
 from tests.golden import cose_inputs
 from tests.models import classifier_of, toy

@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from salviz import engine, exploration, maps, methods
+from salviz.changes import changed
 from salviz.classifiers.classifier import Checkpoint, Classifier
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.loading import at_checkpoint, untrained
 from salviz.errors import Cancelled, MethodError, RequestError, SalvizError
-from salviz.exploration import Exploration, changed, explore, request_for
+from salviz.exploration import Exploration, explore
 from salviz.images import Picture
+from salviz.request import request_for
 from salviz.similarity import spearman, ssim
 from salviz.targets import ClassTarget
 from salviz.transforms import Variant, default_variants, realign

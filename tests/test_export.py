@@ -16,9 +16,10 @@ from salviz import __version__, export, render
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.labels import Labels
 from salviz.errors import RequestError
-from salviz.exploration import Exploration, explore, request_for
+from salviz.exploration import Exploration, explore
 from salviz.images import Picture
 from salviz.render import Display
+from salviz.request import request_for
 from salviz.scores import scores
 from salviz.transforms import Variant
 from tests.golden import cose_inputs

@@ -10,11 +10,11 @@ from PIL import Image
 from salviz import engine, render
 from salviz.classifiers.preprocessing import Preprocessing
 from salviz.colormaps import lookup
-from salviz.exploration import Exploration, explore, request_for
+from salviz.exploration import Exploration, explore
 from salviz.images import Picture
 from salviz.overlay import UNSEEN_COLOUR
 from salviz.render import Display
-from salviz.request import Request
+from salviz.request import Request, request_for
 from salviz.transforms import Variant
 from tests.golden import cose_inputs
 from tests.models import IMAGENET_MEAN, IMAGENET_STD, toy

@@ -8,7 +8,8 @@ import streamlit as st
 
 from salviz.overlay import format_value, png, scale_bar
 from salviz.ui import display, follow, panels, state
-from salviz.ui.sidebar import Pick, sample_remark
+from salviz.ui.image_picker import sample_remark
+from salviz.ui.sidebar import Pick
 from salviz.ui.variants import variants
 from salviz.ui.view import SLOT, Shown, View
 
@@ -186,6 +187,8 @@ def _scores(shown: Shown) -> None:
     nothing_changed = (
         "No augmentation and no changed model changed the prediction. Try the paper's 48 or the untrained twin."
     )
+    if not exploration.is_complete:
+        nothing_stayed = nothing_changed = "Nothing yet: the variants are still to come."
     for column, score, card, missing in zip(
         st.columns(3),
         (result.consistency, result.sensitivity, result.cose),

@@ -56,9 +56,7 @@ def _is_costly(request: Any, loaded: Any, seconds: float) -> bool:
     from salviz import methods
     from salviz.exploration import SLOW_PASSES
 
-    passes = methods.get(request.method).card.passes(
-        request.settings, loaded.classifier.preprocessing.input_size
-    )
+    passes = methods.get(request.method).card.passes(request.settings, loaded.classifier.preprocessing.input_size)
     return seconds > (PATIENT_SECONDS if passes <= SLOW_PASSES else CHEAP_SECONDS)
 
 

@@ -16,7 +16,7 @@ _STEPS = 21
 def turn(shown: Shown) -> None:
     """One slider that shows the map following or not following."""
     from salviz import figures, render
-    from salviz.exploration import request_for
+    from salviz.request import request_for
     from salviz.transforms import AUGMENTATIONS, default_variants, sweep
 
     st.subheader("Turn it yourself", anchor=False)

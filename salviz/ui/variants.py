@@ -20,8 +20,10 @@ _LIGHT, _DARK = 255, 18
 
 def variants(shown: Shown, choices: Display) -> None:
     """Two columns: variants that kept the prediction, and variants and models that changed it."""
+    from salviz import changes
+
     exploration = shown.exploration
-    names = [variant.label for variant in exploration.variants] + [_change_name(name) for name in exploration.changes]
+    names = [variant.label for variant in exploration.variants] + [changes.title(name) for name in exploration.changes]
     reference = exploration.request.label if exploration.request.label is not None else int(exploration.predicted[0])
     kept: list[tuple[int, str]] = []
     changed: list[tuple[int, str]] = []
@@ -51,10 +53,6 @@ def variants(shown: Shown, choices: Display) -> None:
                 st.caption(nothing if exploration.is_complete else "Nothing yet.")
             for row, name in rows:
                 _card(shown, row, name, choices)
-
-
-def _change_name(change: str) -> str:
-    return "untrained network" if change == "untrained" else change.replace(":", " ")
 
 
 def _card(shown: Shown, row: int, label: str, choices: Display) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor
 from salviz import engine, load, maps, methods
 from salviz.classifiers import Classifier
 from salviz.classifiers.layers import target_layer
-from salviz.exploration import explore, request_for
+from salviz.exploration import explore
 from salviz.images import open_sample, samples
+from salviz.request import request_for
 from salviz.similarity import spearman, ssim
 from salviz.transforms import augment, default_variants, realign
 
@@ -72,7 +73,7 @@ def grad_cam_of_peer(classifier: Classifier) -> Callable[[Tensor], Tensor]:
     """pytorch-grad-cam's GradCAM as its README uses it, on a copy whose parameters need gradients."""
     from pytorch_grad_cam import GradCAM
 
-    model = copy.deepcopy(classifier.module).requires_grad_(True).eval()
+    model = copy.deepcopy(classifier.module).requires_grad_(True).to(memory_format=torch.contiguous_format)
     layer = model.get_submodule(target_layer(classifier).name)
 
     def run(x: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def tasks(classifier: Classifier) -> dict[str, Callable[[], object]]:
 
     def bare_gradient() -> Tensor:
         leaf = x.detach().requires_grad_(True)
-        score = classifier.module(leaf).amax(dim=1).sum()
+        score = classifier.forward(leaf).amax(dim=1).sum()
         return torch.autograd.grad(score, leaf)[0]
 
     def comparable_cam() -> Tensor:
@@ -116,7 +117,7 @@ def tasks(classifier: Classifier) -> dict[str, Callable[[], object]]:
 
     def forward(batch: Tensor) -> Tensor:
         with torch.no_grad():
-            return classifier.module(batch)
+            return classifier.forward(batch)
 
     return {
         "forward16": lambda: forward(x),
@@ -135,10 +136,13 @@ def tasks(classifier: Classifier) -> dict[str, Callable[[], object]]:
 
 
 def measure(named: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of every repetition, all tasks taking turns; the first round warms up and is not counted."""
+    """Seconds of every repetition, all tasks taking turns; the first round warms up and is not counted.
+
+    Every other round goes backwards, so that neither side of a ratio always has the warm caches.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in named}
     for round_ in range(repeat + 1):
-        for name, task in named.items():
+        for name, task in list(named.items())[:: -1 if round_ % 2 else 1]:
             start = time.perf_counter()
             task()
             if round_:
@@ -206,11 +210,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=11, help="counted repetitions (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--channels-last", action="store_true", help="lay Salviz' model out channels-last")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--markdown-into", type=Path, metavar="FILE", help=f"put the table between {BEGIN} marks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    seconds = measure(tasks(load(MODEL, device="cpu")), options.repeat)
+    seconds = measure(tasks(load(MODEL, device="cpu", channels_last=options.channels_last)), options.repeat)
     found = ratios(seconds)
     parts = {name: statistics.median(seconds[name]) for name in ("augment", "realign", "ssim", "spearman")}
     text = markdown(found, parts, options.repeat)

@@ -24,7 +24,7 @@ SLOW = "method=occlusion&set.stride=24"
 def expect(target: Any) -> Any:
     from playwright.sync_api import expect as playwright_expect
 
-    playwright_expect.set_options(timeout=60_000)
+    playwright_expect.set_options(timeout=45_000)
     return playwright_expect(target)
 
 
@@ -33,9 +33,10 @@ def heading(page: Any) -> Any:
 
 
 def shows(page: Any, *names: str) -> None:
-    """Wait for the heading of a view and for its pictures."""
+    """Wait for the heading of a view, and until its pictures have followed."""
     expect(heading(page)).to_have_text(" · ".join(names))
     expect(overlay(page)).to_be_visible()
+    settled(page)
 
 
 def settled(page: Any) -> None:

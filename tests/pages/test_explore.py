@@ -105,7 +105,7 @@ def test_the_first_visit_shows_everything_computed(visit: Visit) -> None:
     assert all(0 <= float(value) <= 1 for value in scores.values())
     kept, changed = cards_of(app)
     assert len(kept) + len(changed) == 14
-    assert "untrained network" in changed
+    assert "untrained twin" in changed
     # Nothing differs from the defaults, so the link needs no parameters.
     assert "?" not in link_of(app)
     assert not app.query_params
@@ -115,7 +115,7 @@ def test_the_columns_agree_with_the_predictions(visit: Visit) -> None:
     app = visit()
     exploration = session.runner().peek(app.session_state["_shown"][0])
     same = (exploration.predicted[1:] == exploration.predicted[0]).tolist()
-    names = [variant.label for variant in exploration.variants] + ["untrained network"]
+    names = [variant.label for variant in exploration.variants] + ["untrained twin"]
     kept, changed = cards_of(app)
     assert kept == [name for name, stays in zip(names, same, strict=True) if stays]
     assert changed == [name for name, stays in zip(names, same, strict=True) if not stays]
@@ -460,7 +460,7 @@ def test_the_untrained_twin_can_be_left_out(visit: Visit) -> None:
     app = visit()
     app.sidebar.toggle(key="twin").set_value(False).run()
     kept, changed = cards_of(app)
-    assert "untrained network" not in kept + changed
+    assert "untrained twin" not in kept + changed
     assert len(kept) + len(changed) == len(AUGMENTATIONS)
 
 

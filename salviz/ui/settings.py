@@ -1,0 +1,214 @@
+"""Method, target class and settings of the shared pick."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from salviz.errors import SalvizError
+from salviz.images import Picture
+from salviz.transforms import AUGMENTATIONS, Variant, default_variants, draw_variants
+from salviz.ui import state
+
+
+def method(loaded: Any) -> tuple[str, dict[str, Any]]:
+    """The method's id and its settings."""
+    from salviz.methods import METHODS
+
+    if st.session_state["method"] not in METHODS:
+        st.session_state["method"] = "grad_cam"
+    method_id: str = st.selectbox(
+        "Method",
+        list(METHODS),
+        format_func=lambda key: METHODS[key].card.title,
+        key="method",
+        filter_mode="fuzzy",
+    )
+    card = METHODS[method_id].card
+    with st.container(horizontal=True), st.popover("About this method", type="tertiary"):
+        st.markdown(f"**{card.title}**: {card.family}")
+        st.markdown(card.idea)
+        st.latex(card.formula)
+        st.markdown(f"Known failures: {card.failures}")
+        st.caption(card.citation)
+    return method_id, _parameters(card)
+
+
+def _parameters(card: Any) -> dict[str, Any]:
+    """Widgets for a method's settings; empty-named layers stay with the rule."""
+    linked = state.settings_of_link()
+    for name in set(linked or {}) - {parameter.name for parameter in card.parameters}:
+        state.left_out(f"{state.SETTING}{name}", f"{card.title} has no such setting")
+    found: dict[str, Any] = {}
+    if card.parameters:
+        with st.expander("Method settings"):
+            for parameter in card.parameters:
+                key = f"{card.id}.{parameter.name}"
+                if linked is not None or key not in st.session_state:
+                    st.session_state[key] = _linked(parameter, (linked or {}).get(parameter.name))
+                found[parameter.name] = _widget(parameter, key)
+    st.session_state["_changed_settings"] = {
+        p.name: found[p.name] for p in card.parameters if found[p.name] != p.default
+    }
+    return found
+
+
+def _linked(parameter: Any, text: str | None) -> Any:
+    if text is None:
+        return parameter.default
+    try:
+        return parameter.check(text)
+    except SalvizError as error:
+        state.left_out(f"{state.SETTING}{parameter.name}", str(error))
+        return parameter.default
+
+
+def _widget(parameter: Any, key: str) -> Any:
+    label = parameter.name.replace("_", " ").capitalize()
+    if parameter.choices:
+        return st.selectbox(
+            label,
+            parameter.choices,
+            key=key,
+            help=parameter.meaning,
+            persist_state="session",
+            format_func=lambda text: text.replace("_", " "),
+        )
+    if isinstance(parameter.default, str):
+        return st.text_input(label, key=key, help=parameter.meaning, placeholder="by rule", persist_state="session")
+    kind = type(parameter.default)
+    return st.number_input(
+        label,
+        min_value=kind(parameter.low),
+        max_value=kind(parameter.high),
+        step=kind(parameter.step or 1),
+        key=key,
+        help=parameter.meaning,
+        persist_state="session",
+    )
+
+
+def target(loaded: Any, picture: Picture | None) -> tuple[int | None, int | None]:
+    """The explained class (None: predicted) and the true class (None: not known)."""
+    if loaded is None:
+        st.skeleton(60)
+        return None, None
+    labels = loaded.classifier.labels
+    count = len(labels)
+    top = st.session_state.get("_top", ())
+    first = [index for index in top if index < count]
+    options = ["predicted", *first, *(index for index in range(count) if index not in set(first))]
+    for key, default in (("target", "predicted"), ("label", "unknown")):
+        value = st.session_state[key]
+        if isinstance(value, int) and value >= count:
+            state.notice(f"{loaded.classifier.title} has no class {value}: the {key} was left out.")
+            st.session_state[key] = default
+    chosen = st.selectbox(
+        "Target class",
+        options,
+        format_func=lambda key: "Predicted for each input" if key == "predicted" else labels.short(key),
+        key="target",
+        help="What the map explains. “Predicted for each input” is COSE's rule: each variant's map explains the "
+        "class predicted for that variant. Type to search by name.",
+    )
+    label = _label(labels, count, picture)
+    return (None if chosen == "predicted" else int(chosen)), label
+
+
+def _label(labels: Any, count: int, picture: Picture | None) -> int | None:
+    """The image's true class: from its file name, or chosen in the settings."""
+    chosen = st.session_state["label"]
+    if chosen == "unknown" and picture is not None and picture.wordnet_id:
+        found: int | None = labels.index_of_wordnet(picture.wordnet_id)
+        return found
+    return chosen if isinstance(chosen, int) and chosen < count else None
+
+
+def rest(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list[str], dict[str, Any]]:
+    """Augmentations, changed models, and the other keywords of `request_for`."""
+    with st.expander("Augmentations"):
+        chosen = st.pills(
+            "Augmentations",
+            list(AUGMENTATIONS),
+            selection_mode="multi",
+            format_func=lambda key: AUGMENTATIONS[key].title,
+            key="aug",
+            label_visibility="collapsed",
+        )
+        draw = st.segmented_control(
+            "How many",
+            ["one", "paper"],
+            format_func=lambda key: {"one": "One each", "paper": "Paper's 48"}[key],
+            key="draw",
+            required=True,
+            help="One clearly visible variant of each kind; or the paper's draw: six random strengths of seven kinds "
+            "and one each of the other six.",
+        )
+        twin = st.toggle(
+            "Untrained twin",
+            key="twin",
+            help="The same architecture with random weights: COSE counts it among the changes to which a map should "
+            "be sensitive.",
+        )
+        checkpoints = loaded.classifier.checkpoints if loaded else ()
+        picked = []
+        if checkpoints:
+            picked = st.pills(
+                "Training checkpoints",
+                [c.label for c in checkpoints],
+                selection_mode="multi",
+                key="checkpoints",
+            )
+    with st.expander("More settings"):
+        extra = _more(loaded)
+    wanted = default_variants()
+    if draw == "paper" and picture is not None:
+        wanted = draw_variants(st.session_state["seed"], picture.digest)
+    variants = [variant for variant in wanted if variant.augmentation in chosen]
+    changes = (["untrained"] if twin else []) + [f"checkpoint:{name}" for name in picked]
+    return variants, changes, extra
+
+
+def _more(loaded: Any) -> dict[str, Any]:
+    if loaded is not None:
+        labels = loaded.classifier.labels
+        st.selectbox(
+            "True class",
+            ["unknown", *range(len(labels))],
+            format_func=lambda key: "Not known" if key == "unknown" else labels.short(key),
+            key="label",
+            help="COSE counts only images that are classified rightly. Where the class is not known, the prediction "
+            "for the clean image stands in for it.",
+        )
+    output = st.segmented_control(
+        "Score to explain", ["logit", "probability"], format_func=str.capitalize, key="output", required=True
+    )
+    data_range = st.segmented_control(
+        "SSIM range",
+        ["pair", "2.0"],
+        format_func=lambda key: {"pair": "Pair's own", "2.0": "Fixed, 2"}[key],
+        key="range",
+        required=True,
+        help="The released code divides by the larger range of the two maps; the published table was almost surely "
+        "computed with a fixed range of 2.",
+    )
+    seed = st.number_input("Seed", min_value=0, max_value=2**31 - 1, step=1, key="seed")
+    _device()
+    return {"output": output, "data_range": "pair" if data_range == "pair" else 2.0, "seed": int(seed)}
+
+
+def _device() -> None:
+    from salviz.classifiers.store import devices
+
+    options = ["auto", *devices()]
+    if st.session_state["device"] not in options:
+        st.session_state["device"] = "auto"
+    st.selectbox("Device", options, key="device", format_func=lambda key: "Best there is" if key == "auto" else key)
+    st.segmented_control(
+        "Forward-only passes",
+        ["float32", "bf16", "fp16"],
+        key="precision",
+        required=True,
+        help="Passes that need no gradient, such as occlusion's, may run in half precision. Maps change a little.",
+    )
