@@ -82,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     how = explain.add_argument_group("how it is computed")
     how.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     how.add_argument("--autocast", metavar="TYPE", help="bf16 or fp16 for passes that need no gradient")
-    how.add_argument("--channels-last", action="store_true", help="another memory layout, faster on some devices")
+    how.add_argument(
+        "--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: yes on the CPU)"
+    )
     how.add_argument(
         "--batch-size", type=_positive, default=16, metavar="N", help="images a pass (default: %(default)s)"
     )

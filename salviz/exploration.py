@@ -50,7 +50,6 @@ class Exploration:
         logits: `(R, K)` float32.
         classes: `(R,)` int64, the class each map explains.
         ssim: `(R,)` float32 against row 0; NaN for row 0 and where undefined.
-        spearman: `(R,)` float32, likewise.
         completeness: `(R,)` completeness error, or None.
         layer: Target layer of a class activation map, or None.
         grid: `(h, w)` of the raw map.
@@ -65,7 +64,6 @@ class Exploration:
     logits: Tensor
     classes: Tensor
     ssim: Tensor
-    spearman: Tensor
     completeness: Tensor | None
     layer: str | None
     seconds: float
@@ -91,6 +89,23 @@ class Exploration:
     def is_complete(self) -> bool:
         """Whether every row the request asks for is there."""
         return len(self.raw) == 1 + len(self.request.variants) + len(self.request.changes)
+
+    @cached_property
+    def spearman(self) -> Tensor:
+        """`(R,)` float32, Spearman's correlation against row 0; NaN for row 0 and where undefined.
+
+        Logged by COSE's code and part of no score: computed when something asks for it, as it costs more than SSIM.
+        """
+        card = methods.get(self.request.method).card
+        compared = maps.comparable(self.raw, card, (int(self.frames.shape[2]), int(self.frames.shape[3])))
+        last = 1 + len(self.variants)
+        found = [compared.new_full((1,), float("nan"))]
+        if self.variants:
+            aligned, valid = realign(compared[1:last], self.variants)
+            found.append(spearman(compared[:1].expand_as(aligned), aligned, valid=valid))
+        if len(compared) > last:
+            found.append(spearman(compared[:1].expand_as(compared[last:]), compared[last:]))
+        return torch.cat(found)
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -199,7 +214,6 @@ class _Run:
         self.parts: list[engine.Explained] = []
         self.clean: Tensor | None = None
         self.ssim: list[Tensor] = []
-        self.spearman: list[Tensor] = []
 
     def explain(self, classifier: Classifier, rows: slice) -> None:
         """Explain some frames under a model and compare the maps with the clean one."""
@@ -224,9 +238,7 @@ class _Run:
         compared = maps.comparable(found.maps, self.card, size)
         if self.clean is None:
             self.clean = compared[:1]
-            undefined = compared.new_full((1,), float("nan"))
-            self.ssim.append(undefined)
-            self.spearman.append(undefined)
+            self.ssim.append(compared.new_full((1,), float("nan")))
             compared = compared[1:]
         if len(compared):
             self._compare(compared, classifier, rows)
@@ -249,7 +261,6 @@ class _Run:
         clean = self.clean.expand_as(compared)
         data_range = self.request.data_range
         self.ssim.append(ssim(clean, compared, valid=valid, data_range=data_range))  # type: ignore[arg-type]
-        self.spearman.append(spearman(clean, compared, valid=valid))
 
     def result(self) -> Exploration:
         """What is known so far, on the CPU."""
@@ -266,7 +277,6 @@ class _Run:
             logits=torch.cat([part.logits for part in parts]).cpu(),
             classes=torch.cat([part.classes for part in parts]).cpu(),
             ssim=torch.cat(self.ssim).cpu(),
-            spearman=torch.cat(self.spearman).cpu(),
             completeness=torch.cat(complete).cpu() if complete else None,
             layer=layer,
             seconds=sum(part.seconds for part in parts),
@@ -276,11 +286,5 @@ class _Run:
 
 def size_in_bytes(exploration: Exploration) -> int:
     """Memory an exploration's tensors take."""
-    tensors = (
-        exploration.frames,
-        exploration.raw,
-        exploration.logits,
-        exploration.ssim,
-        exploration.spearman,
-    )
+    tensors = (exploration.frames, exploration.raw, exploration.logits)
     return sum(tensor.element_size() * tensor.nelement() for tensor in tensors)

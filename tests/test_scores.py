@@ -35,7 +35,6 @@ def exploration(
         logits=logits,
         classes=logits.argmax(1),
         ssim=torch.tensor(ssim[:rows]),
-        spearman=torch.zeros(rows),
         completeness=None,
         layer=None,
         seconds=0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
@@ -25,10 +25,16 @@ def header(view: View) -> None:
             st.title("Explore", anchor=False, width="content")
             return
         names = (shown.picture.name, shown.loaded.classifier.title, shown.card.title)
-        st.title(" · ".join(panels.plain(name) for name in names), anchor=False, width="content")
-        with st.container(horizontal=True, width="content"):
-            panels.link(is_shareable=shown.picture.shareable)
-            _downloads(shown)
+        st.title(" · ".join(panels.plain(name) for name in names), anchor=False, width="stretch")
+        _take_along(shown)
+
+
+@st.fragment
+def _take_along(shown: Shown) -> None:
+    """Link and downloads; drawn anew when opened, as display choices and the slider do not run the whole page."""
+    with st.container(horizontal=True, width="content", wrap=False):
+        panels.link(is_shareable=shown.picture.shareable)
+        _downloads(shown)
 
 
 def _downloads(shown: Shown) -> None:
@@ -51,7 +57,13 @@ def _downloads(shown: Shown) -> None:
             lambda: export.similarities_csv(exploration, classifier.labels).encode(),
         ),
     )
-    with st.popover("Download", icon=":material/download:", disabled=not exploration.is_complete):
+    with st.popover(
+        "Download",
+        icon=":material/download:",
+        disabled=not exploration.is_complete,
+        key="download",
+        on_change="rerun",
+    ):
         for label, suffix, make in offers:
             # Made when somebody clicks, not on every run of the page.
             st.download_button(
@@ -74,17 +86,20 @@ def status(view: View) -> None:
         elif followed.state == "stopped":
             _offer(f"{name} was stopped.", "Compute again", pick)
         elif followed.state == "failed":
-            _offer(followed.error or "", "Try again", pick)
+            panels.problems([followed.error or ""])
+            _offer("", "Try again", pick, is_main=False)
         else:
             _facts(view.shown)
         if view.shown is not None and not view.is_current:
             st.caption("Shown below: what was there before.")
 
 
-def _offer(sentence: str, label: str, pick: Pick) -> None:
+def _offer(sentence: str, label: str, pick: Pick, *, is_main: bool = True) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(label, type="primary", key="compute", on_click=follow.compute, args=(SLOT, pick.request))
-        st.markdown(sentence, width="content")
+        kind: Literal["primary", "tertiary"] = "primary" if is_main else "tertiary"
+        st.button(label, type=kind, key="compute", on_click=follow.compute, args=(SLOT, pick.request))
+        if sentence:
+            st.markdown(sentence, width="content")
 
 
 def _method_title(pick: Pick) -> str:

@@ -37,8 +37,10 @@ def plain(text: str) -> str:
 
 def problems(sentences: Sequence[str]) -> None:
     """One quiet box for everything that went wrong, nothing where nothing did."""
-    if sentences:
-        st.warning("\n\n".join(sentences), icon=":material/info:")
+    # A place of its own, empty or not: what stands below must not move to another while the page is drawn.
+    with st.container(key="problems"):
+        if sentences:
+            st.warning("\n\n".join(sentences), icon=":material/info:")
 
 
 def theme() -> str:
@@ -73,7 +75,7 @@ def interval(value: Any) -> str:
 
 def link(*, is_shareable: bool, kind: str = "picture") -> None:
     """The popover with the page's link, or why there is none."""
-    with st.popover("Link", icon=":material/link:"):
+    with st.popover("Link", icon=":material/link:", key="link", on_change="rerun"):
         if not is_shareable:
             st.markdown(
                 f"An uploaded {kind} cannot travel in a link: it stays on this server only while you are here. "

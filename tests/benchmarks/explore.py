@@ -90,6 +90,7 @@ def tasks(classifier: Classifier) -> dict[str, Callable[[], object]]:
     card, size = methods.get("grad_cam").card, classifier.preprocessing.input_size
     picture, variants = open_sample("cat"), default_variants()
     request = request_for(picture, classifier)
+    with_twin = request_for(picture, classifier, changes=["untrained"])
     frame = classifier.preprocessing.frame(picture.image)
     frames = frame.expand(len(variants), -1, -1, -1)
     fourteen = classifier.preprocessing.normalise(torch.cat([frame[None], augment(frames, variants)]))
@@ -126,6 +127,7 @@ def tasks(classifier: Classifier) -> dict[str, Callable[[], object]]:
         "gradient": lambda: explain("gradient"),
         "forward14": lambda: forward(fourteen),
         "page": lambda: explore(classifier, picture, request),
+        "page_twin": lambda: explore(classifier, picture, with_twin),
         "comparable_cam": comparable_cam,
         "peer": lambda: peer(x),
         "augment": lambda: augment(frames, variants),
@@ -167,7 +169,11 @@ def ratios(seconds: dict[str, list[float]]) -> list[Ratio]:
         ),
         ratio(
             "page", "forward14",
-            ("The page's default: Grad-CAM, 13 variants, warps, SSIM, Spearman", "plain forward of 14 images"), 1.3,
+            ("The page's default: Grad-CAM, 13 variants, warps and SSIM", "plain forward of 14 images"), 1.3,
+        ),
+        ratio(
+            "page_twin", "forward14",
+            ("The same with the untrained twin", "plain forward of 14 images"), 1.3,
         ),
         ratio(
             "peer", "comparable_cam",
@@ -210,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=11, help="counted repetitions (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--channels-last", action="store_true", help="lay Salviz' model out channels-last")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="layout (default: the loader's)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--markdown-into", type=Path, metavar="FILE", help=f"put the table between {BEGIN} marks")
     options = parser.parse_args()

@@ -90,10 +90,18 @@ _NORMAL = (
     "Stopping...",
 )
 
+# Streamlit closes a socket that the browser is closing at the same moment, and the server tells of it; the visit is
+# over by then.
+_CLOSED_TWICE = re.compile(
+    r"^Exception in ASGI application\n(?:Traceback .*\n|  .*\n|\n|During handling .*\n|[\w.]*WebSocketDisconnected.*\n)*"
+    r"starlette\.websockets\.WebSocketDisconnected: Cannot call \"send\" once a close message has been sent\.$",
+    re.MULTILINE,
+)
+
 
 def unexpected_lines(server: Server) -> list[str]:
     """Lines of the server's log that an app in order does not write."""
-    lines = server.log.read_text(encoding="utf-8").splitlines()
+    lines = _CLOSED_TWICE.sub("", server.log.read_text(encoding="utf-8")).splitlines()
     return [line for line in lines if line.strip() and not any(words in line for words in _NORMAL)]
 
 

@@ -146,7 +146,7 @@ def test_costly_work_says_how_long_it_takes_and_waits(visit: Visit) -> None:
 
 
 def test_compute_computes(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "CHEAP_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "PATIENT_SECONDS", 0.0)
     app = visit()
     assert not app.exception
     assert "Overlay" not in pictures_of(app)
