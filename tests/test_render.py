@@ -40,7 +40,6 @@ def hand_made(raw: torch.Tensor, size: tuple[int, int], method: str = "grad_cam"
         logits=torch.eye(3)[:1],
         classes=torch.zeros(1, dtype=torch.long),
         ssim=undefined,
-        spearman=undefined,
         completeness=None,
         layer=None,
         seconds=0.0,

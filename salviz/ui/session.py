@@ -32,6 +32,7 @@ def wait_until_warm(seconds: float) -> bool:
 
 def _warm_up() -> None:
     """Import the heavy libraries off the page's thread; the first paint does not wait for them."""
+    import gc
     import importlib
     import logging
 
@@ -45,6 +46,10 @@ def _warm_up() -> None:
             "salviz.export",
         ):
             importlib.import_module(name)
+        # Streamlit collects garbage after every run of a page. Walking through the libraries' million objects each
+        # time would hold up every page and all work; they stay for good, so they are left out of it.
+        gc.collect()
+        gc.freeze()
     except Exception:
         logging.getLogger(__name__).exception("loading the libraries failed")
         _state["error"] = "PyTorch could not be loaded; the log of the server says why."

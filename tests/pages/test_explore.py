@@ -27,7 +27,7 @@ def warnings_of(app: AppTest) -> str:
 
 
 def markdown_of(app: AppTest) -> str:
-    return "\n".join(element.value for element in [*app.markdown, *app.caption])
+    return "\n".join(element.value for element in [*app.markdown, *app.caption, *app.warning])
 
 
 def pictures_of(app: AppTest) -> dict[str, str]:
