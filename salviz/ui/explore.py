@@ -86,7 +86,7 @@ def status(view: View) -> None:
         elif followed.state == "stopped":
             _offer(f"{name} was stopped.", "Compute again", pick)
         elif followed.state == "failed":
-            panels.problems([followed.error or ""])
+            st.warning(followed.error, icon=":material/info:")
             _offer("", "Try again", pick, is_main=False)
         else:
             _facts(view.shown)
