@@ -127,6 +127,7 @@ def similarity_against_magnitude(
             mode="lines",
             line={"color": palette.muted, "width": 1.5},
             hoverinfo="skip",
+            showlegend=False,
         )
     )
     for stays, name, colour, symbol in (

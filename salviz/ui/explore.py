@@ -32,7 +32,7 @@ def header(view: View) -> None:
 @st.fragment
 def _take_along(shown: Shown) -> None:
     """Link and downloads; drawn anew when opened, as display choices and the slider do not run the whole page."""
-    with st.container(horizontal=True, width="content", wrap=False):
+    with st.container(horizontal=True, horizontal_alignment="right", wrap=False):
         panels.link(is_shareable=shown.picture.shareable)
         _downloads(shown)
 
@@ -57,13 +57,17 @@ def _downloads(shown: Shown) -> None:
             lambda: export.similarities_csv(exploration, classifier.labels).encode(),
         ),
     )
-    with st.popover(
+    popover = st.popover(
         "Download",
         icon=":material/download:",
         disabled=not exploration.is_complete,
         key="download",
         on_change="rerun",
-    ):
+    )
+    if not popover.open:
+        # Buttons from before the opening would vanish under the pointer, and their files with them.
+        return
+    with popover:
         for label, suffix, make in offers:
             # Made when somebody clicks, not on every run of the page.
             st.download_button(

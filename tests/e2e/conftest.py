@@ -88,12 +88,15 @@ _NORMAL = (
     "You can now view your Streamlit app in your browser.",
     "URL: http://127.0.0.1:",
     "Stopping...",
+    # A poll of progress that was on its way while the page was drawn without it; Streamlit drops it.
+    "it might have been removed during a preceding full-app rerun.",
 )
 
 # Streamlit closes a socket that the browser is closing at the same moment, and the server tells of it; the visit is
 # over by then.
 _CLOSED_TWICE = re.compile(
-    r"^Exception in ASGI application\n(?:Traceback .*\n|  .*\n|\n|During handling .*\n|[\w.]*WebSocketDisconnected.*\n)*"
+    r"^Exception in ASGI application\n"
+    r"(?:Traceback .*\n|  .*\n|\n|During handling .*\n|[\w.]*WebSocketDisconnected.*\n)*"
     r"starlette\.websockets\.WebSocketDisconnected: Cannot call \"send\" once a close message has been sent\.$",
     re.MULTILINE,
 )
