@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import streamlit as st
 
 from salviz.overlay import format_value, png, scale_bar
-from salviz.ui import display, follow, panels, state
+from salviz.ui import display, drawn, follow, panels, state
 from salviz.ui.image_picker import sample_remark
 from salviz.ui.sidebar import Pick
 from salviz.ui.variants import variants
@@ -126,6 +126,9 @@ def _facts(shown: Shown | None) -> None:
     ]
     if exploration.completeness is not None:
         parts.append(f"completeness error {format_value(float(exploration.completeness[0]))}")
+    values = exploration.native_map(is_signed=False)
+    if float(values.max()) == float(values.min()):
+        parts.append("the map is flat: no place counts more than another")
     st.caption(" · ".join([*parts, *shown.picture.notes]))
 
 
@@ -150,28 +153,37 @@ def pictures_and_variants(shown: Shown) -> None:
 
 
 def _pictures(shown: Shown, choices: Display) -> None:
-    from salviz import render
-
-    found = render.pictures(shown.exploration, shown.picture, choices)
+    photo_png, map_png, overlay_png, lowest, highest = drawn.pictures(
+        shown.exploration.request.digest, choices, shown.exploration, shown.picture
+    )
     photo = shown.picture.alt or shown.picture.name or "the photograph"
     what = f"{shown.card.title} map for {shown.explained}"
     columns = st.columns([1, 1, 1, 1.1])
-    for column, pixels, caption, alt in (
-        (columns[0], found.photo, "Photograph", photo),
-        (columns[1], found.map, "Map", what),
-        (columns[2], found.overlay, "Overlay", f"{what} over the photograph: {photo}"),
+    for column, content, caption, alt in (
+        (columns[0], photo_png, "Photograph", photo),
+        (columns[1], map_png, "Map", what),
+        (columns[2], overlay_png, "Overlay", f"{what} over the photograph: {photo}"),
     ):
         with column:
-            st.image(png(pixels), caption=caption, width="stretch", output_format="PNG", alt=alt)
+            st.image(content, caption=caption, width="stretch", output_format="PNG", alt=alt)
     with columns[1]:
-        low, high = format_value(found.low), format_value(found.high)
-        bar = scale_bar(choices.colormap_id, found.low, found.high, 10)
+        low, high = format_value(lowest), format_value(highest)
+        bar = scale_bar(choices.colormap_id, lowest, highest, 10)
         st.image(png(bar), width="stretch", output_format="PNG", alt=f"Scale from {low} to {high}")
         with st.container(horizontal=True, horizontal_alignment="distribute", wrap=False):
             st.caption(low, width="content")
             st.caption(high, width="content")
+        if not _sees_all(shown):
+            st.caption("Grey: outside what the model sees.")
     with columns[3]:
         _top_five(shown)
+
+
+def _sees_all(shown: Shown) -> bool:
+    """Whether the model's frame covers the whole photograph."""
+    placement = shown.exploration.placement
+    left, top, right, bottom = placement.box
+    return left <= 0 and top <= 0 and right >= placement.size[0] and bottom >= placement.size[1]
 
 
 def _top_five(shown: Shown) -> None:

@@ -42,8 +42,8 @@ def run() -> None:
     pick = sidebar.choose()
     pick.problems[:0] = state.notices()
     st.session_state["_pick"] = pick
-    page.run()
-    state.write_url()
+    with state.whole_run():
+        page.run()
 
 
 def guard() -> sidebar.Pick:

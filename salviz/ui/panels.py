@@ -110,7 +110,8 @@ def choice(
         disabled=disabled,
         persist_state="session",
     )
-    return str(found)
+    # Streamlit can hand back nothing for a moment, though one is required.
+    return str(next(iter(titles)) if found is None else found)
 
 
 def pick(label: str, titles: Mapping[str, str], key: str, *, meaning: str | None = None) -> str:

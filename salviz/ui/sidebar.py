@@ -39,6 +39,7 @@ def choose() -> Pick:
     """Draw the sidebar and return the pick."""
     problems: list[str] = []
     with st.sidebar:
+        st.header("Salviz", anchor=False)
         picture = image_picker.choose(problems)
         model_id = _model()
         loaded = _load(model_id, problems)

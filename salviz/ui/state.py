@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,8 +197,24 @@ def link_parameters() -> dict[str, str]:
     }
 
 
+_in_whole_run: ContextVar[bool] = ContextVar("in_whole_run", default=False)
+
+
+@contextmanager
+def whole_run() -> Iterator[None]:
+    """A run of the whole page: its fragments leave the URL to the end, where it is written once."""
+    token = _in_whole_run.set(True)
+    try:
+        yield
+    finally:
+        _in_whole_run.reset(token)
+    write_url()
+
+
 def write_url() -> None:
-    """Let the browser's address bar say what the page shows."""
+    """Let the browser's address bar say what the page shows; called by everything that runs by itself."""
+    if _in_whole_run.get():
+        return
     wanted = link_parameters()
     if wanted != st.query_params.to_dict():
         st.query_params.from_dict(wanted)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import streamlit as st
 
-from salviz.overlay import png, resize_for_display
-from salviz.ui import display, follow, panels, state
+from salviz.ui import display, drawn, follow, panels, state
 from salviz.ui.view import Shown
 
 _SLOT = "turn"
 _STEPS = 21
+_WIDTH = 448
 
 
 @st.fragment
 def turn(shown: Shown) -> None:
     """One slider that shows the map following or not following."""
-    from salviz import figures, render
+    from salviz import figures
     from salviz.request import request_for
     from salviz.transforms import AUGMENTATIONS, default_variants, sweep
 
@@ -82,9 +82,9 @@ def turn(shown: Shown) -> None:
             (columns[1], True, f"The map laid back: SSIM {panels.number(float(exploration.ssim[row]))}"),
         ):
             with column:
-                pixels = render.row_overlay(exploration, row, choices, is_aligned=aligned)
+                content = drawn.overlay(request.digest, row, choices, _WIDTH, aligned, exploration)
                 st.image(
-                    png(resize_for_display(pixels, 448)),
+                    content,
                     caption=caption,
                     width="stretch",
                     output_format="PNG",

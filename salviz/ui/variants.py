@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from salviz.overlay import png, resize_for_display
-from salviz.ui import panels
+from salviz.ui import drawn, panels
 from salviz.ui.view import Shown
 
 if TYPE_CHECKING:
@@ -56,19 +55,19 @@ def variants(shown: Shown, choices: Display) -> None:
 
 
 def _card(shown: Shown, row: int, label: str, choices: Display) -> None:
-    from salviz import render
-
     exploration = shown.exploration
     predicted = int(exploration.predicted[row])
     probability = float(exploration.probabilities[row, predicted])
     similarity = panels.number(float(exploration.ssim[row]))
     background = _DARK if panels.theme() == "dark" else _LIGHT
-    pixels = render.row_card(exploration, row, choices, background=background)
     with st.container(horizontal=True, vertical_alignment="center", gap="small", wrap=False):
-        st.image(
-            png(resize_for_display(pixels, 2 * _CARD_WIDTH)),
-            width=_CARD_WIDTH,
-            output_format="PNG",
-            alt=f"{label}: the changed input, and its map laid back on the original; SSIM {similarity}",
-        )
+        # Given a width, Streamlit would decode every picture and scale it down on every run; in a container of that
+        # width the browser scales it, and sharp screens get all its pixels.
+        with st.container(width=_CARD_WIDTH):
+            st.image(
+                drawn.card(exploration.request.digest, row, choices, 2 * _CARD_WIDTH, background, exploration),
+                width="stretch",
+                output_format="PNG",
+                alt=f"{label}: the changed input, and its map laid back on the original; SSIM {similarity}",
+            )
         st.markdown(f"**{label}**  \nSSIM {similarity}  \n{shown.name(predicted)} {probability:.2f}", width="stretch")

@@ -421,7 +421,7 @@ def test_windows_and_themes(server: Server, open_page: Open, scheme: str, width:
 # Speed
 
 
-def test_a_page_from_cache_answers_within_a_second(server: Server, open_page: Open) -> None:
+def test_a_page_from_cache_answers_soon(server: Server, open_page: Open) -> None:
     page = open_page(server.url)
     shows(page, "Cat", LITE, "Grad-CAM")
     times = []
@@ -431,5 +431,5 @@ def test_a_page_from_cache_answers_within_a_second(server: Server, open_page: Op
         overlay(page).wait_for()
         times.append(time.perf_counter() - started)
     print(f"cached map visible after {sorted(times)} s")
-    # Generous for busy machines; a quiet one takes under one second.
+    # Three times the one second aimed at: other work on the machine must not fail this.
     assert min(times) < 3
