@@ -12,6 +12,11 @@ def replace_between(text: str, marker: str, content: str) -> str:
     return f"{before}{start}{content.rstrip()}\n{end}{rest.split(end)[1]}"
 
 
+def put_into(path: Path, marker: str, content: str) -> None:
+    """Replace what stands between a marker's two comments in a file."""
+    path.write_text(replace_between(path.read_text("utf-8"), marker, content), "utf-8")
+
+
 def methods_table() -> str:
     """The registry as Markdown; passes at the defaults on an input of 224 x 224."""
     from salviz.methods import METHODS
@@ -26,7 +31,7 @@ def methods_table() -> str:
 
 def main() -> None:
     """Write the tables that follow from the registries."""
-    README.write_text(replace_between(README.read_text(), "methods", methods_table()))
+    put_into(README, "methods", methods_table())
 
 
 if __name__ == "__main__":

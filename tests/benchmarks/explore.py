@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,10 +27,10 @@ from salviz.images import open_sample, samples
 from salviz.request import request_for
 from salviz.similarity import spearman, ssim
 from salviz.transforms import augment, default_variants, realign
+from tests.readme import put_into
 
 MODEL = "tf_efficientnet_lite0"
 BATCH = 16
-BEGIN, END = "<!-- benchmark:explore -->", "<!-- /benchmark:explore -->"
 
 
 @dataclass(frozen=True)
@@ -201,16 +200,6 @@ def markdown(found: Sequence[Ratio], parts: dict[str, float], repeat: int) -> st
     return "\n".join(lines)
 
 
-def put_into(path: Path, text: str) -> None:
-    """Replace what stands between the two marks of a file."""
-    content = path.read_text("utf-8")
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        sys.exit(f"{path} has no lines {BEGIN} and {END}.")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,7 +207,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="layout (default: the loader's)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--markdown-into", type=Path, metavar="FILE", help=f"put the table between {BEGIN} marks")
+    parser.add_argument("--markdown-into", type=Path, metavar="FILE", help="put the table between the file's marks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seconds = measure(tasks(load(MODEL, device="cpu", channels_last=options.channels_last)), options.repeat)
@@ -239,7 +228,7 @@ def main() -> None:
     else:
         print(text)
     if options.markdown_into:
-        put_into(options.markdown_into, text)
+        put_into(options.markdown_into, "benchmark:explore", text)
 
 
 if __name__ == "__main__":

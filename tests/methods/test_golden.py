@@ -35,13 +35,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("picture", PICTURES)
-@pytest.mark.parametrize(("name", "method", "parameters", "output"), CASES)
+# The file holds no BlurIG map of the smooth picture.
+@pytest.mark.parametrize(
+    ("picture", "name", "method", "parameters", "output"),
+    [(picture, *case) for picture in PICTURES for case in CASES if f"{picture}_{case[0]}" in GOLDEN],
+)
 def test_maps_equal_those_of_the_papers_code(
     picture: str, name: str, method: str, parameters: dict, output: str
 ) -> None:
-    if f"{picture}_{name}" not in GOLDEN:
-        pytest.skip("not in the golden file")
     found = engine.explain(
         toy(), as_input(PICTURES[picture]), method=method, parameters=parameters,
         target=PredictedTarget(output), digests=[picture],
