@@ -10,6 +10,8 @@ from streamlit.navigation.page import StreamlitPage
 from salviz.ui import panels, session, sidebar, state
 
 _ROOT = Path(__file__).parents[2]
+_HEAD_START = 0.7
+"""Seconds the first paint has before PyTorch is loaded."""
 
 
 def _pages() -> list[StreamlitPage]:
@@ -31,7 +33,7 @@ def run() -> None:
         initial_sidebar_state="auto",
     )
     page = st.navigation(_pages())
-    if not session.wait_until_warm(0.05):
+    if not session.is_warm():
         _cold()
         return
     error = session.warm_up_error()
@@ -66,6 +68,7 @@ def _cold() -> None:
         for height in (110, 60, 60, 60, 60):
             st.skeleton(height)
     panels.skeletons("Starting: loading PyTorch, once for this server …")
+    session.start_warm_up(after=_HEAD_START)
     _poll()
 
 

@@ -17,17 +17,29 @@ _state: dict[str, Any] = {"started": False, "error": None}
 
 
 def is_warm() -> bool:
-    """Whether torch and the default classifier are loaded; starts loading them on the first call."""
-    with _warming:
-        if not _state["started"]:
-            _state["started"] = True
-            threading.Thread(target=_warm_up, name="salviz-warm-up", daemon=True).start()
+    """Whether torch and the model libraries are loaded."""
     return _warm.is_set()
 
 
+def start_warm_up(*, after: float = 0.0) -> None:
+    """Load the heavy libraries in a thread, once a server.
+
+    Args:
+        after: Seconds to wait first. Importing keeps the interpreter busy: what was just drawn should be on its way.
+    """
+    with _warming:
+        if _state["started"]:
+            return
+        _state["started"] = True
+    timer = threading.Timer(after, _warm_up)
+    timer.name, timer.daemon = "salviz-warm-up", True
+    timer.start()
+
+
 def wait_until_warm(seconds: float) -> bool:
-    """Wait a little for `is_warm`."""
-    return is_warm() or _warm.wait(seconds)
+    """Start loading and wait for it; whether it is done."""
+    start_warm_up()
+    return _warm.wait(seconds)
 
 
 def _warm_up() -> None:
