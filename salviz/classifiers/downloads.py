@@ -1,4 +1,4 @@
-"""Fetching published weights: cached first, size-capped, never a pickle that is not hash-checked."""
+"""Fetching published weights: cached first, size-capped, and never a pickle that could run code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from salviz.classifiers.digests import sha256_of
 from salviz.errors import ClassifierError
 
 _DEFAULT_CAP_MB = 2000.0
+_SECURE = ("https://",)
 _REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _HASHED_NAME = re.compile(r"-(?P<digest>[a-f0-9]{8,64})\.(?:pth|pth\.tar|pt)$")
 
@@ -152,31 +153,53 @@ def fetch_official(url: str, name: str) -> Path:
     Raises:
         ClassifierError: No hash in the name, wrong digest, too large, no network.
     """
-    import torch.hub
-
     filename = Path(urlparse(url).path).name
     match = _HASHED_NAME.search(filename)
-    if match is None or not url.startswith("https://"):
+    if match is None or not url.startswith(_SECURE):
         raise ClassifierError(
             f"The weights of {name} come as a pickle without a published hash; pick a classifier that has safetensors."
         )
-    path = Path(torch.hub.get_dir()) / "checkpoints" / filename
-    if not path.is_file():
-        try:
-            request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - https only, see above
-            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-                check_size(name, int(answer.headers.get("Content-Length") or 0) / 1e6)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), match["digest"], progress=False)
-        except urllib.error.HTTPError as error:
-            raise ClassifierError(f"The site of {name} answered with error {error.code}; try again later.") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise ClassifierError(_no_connection(name)) from error
-        except RuntimeError as error:  # download_url_to_file's word for a wrong hash
-            raise ClassifierError(f"The weights of {name} arrived damaged; try again.") from error
+    path = _fetch(url, name, match["digest"])
     if not sha256_of(path).startswith(match["digest"]):
         raise ClassifierError(
             f"The cached weights of {name} are not the published ones; delete {filename} from torch's cache"
             " and try again."
         )
+    return path
+
+
+def fetch_tensors(url: str, name: str) -> Path:
+    """A published `.pth` without a hash, from torch's cache or its site; to be opened with `weights_only=True` alone.
+
+    Args:
+        url: Where its authors keep it.
+        name: What to call it in messages.
+
+    Raises:
+        ClassifierError: Too large, no network.
+    """
+    if not url.startswith(_SECURE):
+        raise ClassifierError(f"The weights of {name} would come over an open connection; pick another classifier.")
+    return _fetch(url, name)
+
+
+def _fetch(url: str, name: str, digest: str | None = None) -> Path:
+    """Path of a file in torch's cache, fetched if it is not there."""
+    import torch.hub
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if path.is_file():
+        return path
+    try:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - the caller checked the scheme
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            check_size(name, int(answer.headers.get("Content-Length") or 0) / 1e6)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest, progress=False)
+    except urllib.error.HTTPError as error:
+        raise ClassifierError(f"The site of {name} answered with error {error.code}; try again later.") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ClassifierError(_no_connection(name)) from error
+    except RuntimeError as error:  # download_url_to_file's word for a wrong hash
+        raise ClassifierError(f"The weights of {name} arrived damaged; try again.") from error
     return path

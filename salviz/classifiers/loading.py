@@ -16,7 +16,7 @@ from salviz.classifiers.classifier import Checkpoint, Classifier, Draft
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.labels import Labels
 from salviz.classifiers.packaged import PACKAGED, draft_packaged
-from salviz.classifiers.registry import CARDS
+from salviz.classifiers.registry import CARDS, DINO
 from salviz.classifiers.weights import fill, read_tensors
 from salviz.errors import ClassifierError
 
@@ -38,6 +38,7 @@ def load(
     Args:
         id: One of
             `tf_efficientnet_lite0`, `..._lite1`, `..._lite2`, `mobilenet_v2` (weights from pip packages),
+            `dino_vitb16` (backbone from timm's hub, classifying layer from its authors),
             `timm:<name>`, `torchvision:<name>` or `torchvision:<name>.<weights>`,
             `hf-hub:<org/name>` (timm's format), `path/to/file.safetensors@timm:<name>` (or `@torchvision:`);
             any of them followed by `#untrained-<seed>` or `#checkpoint-<label>`.
@@ -127,6 +128,10 @@ def _draft(id: str, architecture: str | None) -> Draft:
         raise ClassifierError(f"{id!r} has an architecture of its own; leave the architecture out.")
     if id in PACKAGED:
         return draft_packaged(id)
+    if id == DINO:
+        from salviz.classifiers.dino import draft_dino
+
+        return draft_dino()
     # Imported here, as timm takes seconds and a wrong device should be said before.
     if library in ("timm", "torchvision", "hf-hub") and name:
         from salviz.classifiers import hub

@@ -35,6 +35,11 @@ class ClassifierCard:
     note: str
 
 
+DINO = "dino_vitb16"
+"""DINO's ViT-B/16: a backbone from the hub and a classifying layer from its authors' site (see `dino`)."""
+DINO_REPOSITORY = "timm/vit_base_patch16_224.dino"
+DINO_HEAD = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_linearweights.pth"
+
 CARDS: tuple[ClassifierCard, ...] = (
     ClassifierCard(
         id="tf_efficientnet_lite0",
@@ -117,19 +122,14 @@ CARDS: tuple[ClassifierCard, ...] = (
         licence="MIT",
         note="COSE's windowed transformer, with Microsoft's own weights.",
     ),
-    # COSE's DINO ViT-B/16 has no public classifying layer in safetensors: timm's DINO weights are backbones,
-    # the authors' linear head is a pickle without a published hash. BEiT v2 is the nearest classifier.
     ClassifierCard(
-        id="timm:beitv2_base_patch16_224.in1k_ft_in1k",
-        title="BEiT v2 B/16",
+        id=DINO,
+        title="DINO ViT-B/16",
         family="ViT",
-        megabytes=346,
+        megabytes=349,
         source="hub",
         licence="Apache-2.0",
-        note=(
-            "A ViT-B/16 pretrained without labels, then fine-tuned; it stands in for COSE's DINO ViT-B/16, of"
-            " which no classifier is published as safetensors."
-        ),
+        note="COSE's self-supervised vision transformer, with its authors' linear classifier on frozen features.",
     ),
 )
 
@@ -145,6 +145,8 @@ def is_available_offline(id: str) -> bool:
     """
     if id in PACKAGED:
         return find_packaged(id) is not None
+    if id == DINO:
+        return _in_hub_cache(DINO_REPOSITORY) and (torch_checkpoints() / DINO_HEAD.rpartition("/")[2]).is_file()
     library, _, name = id.partition(":")
     if library == "timm":
         return _in_hub_cache(f"timm/{name}") if "." in name else _any_in_hub_cache(f"timm/{name}.")
