@@ -191,7 +191,7 @@ def explore(
     for change in request.changes:
         run.explain(changed(classifier, change, request.seed), slice(0, 1))
         publish(run.result())
-    return run.result()
+    return run.last
 
 
 class _Run:
@@ -214,6 +214,7 @@ class _Run:
         self.parts: list[engine.Explained] = []
         self.clean: Tensor | None = None
         self.ssim: list[Tensor] = []
+        self.last: Exploration
 
     def explain(self, classifier: Classifier, rows: slice) -> None:
         """Explain some frames under a model and compare the maps with the clean one."""
@@ -269,7 +270,7 @@ class _Run:
         layer = None
         if any(parameter.name == "layer" for parameter in self.card.parameters):
             layer = target_layer(self.classifier, self.request.settings["layer"] or None).name
-        return Exploration(
+        self.last = Exploration(
             request=self.request,
             frames=self.frames.cpu(),
             placement=self.placement,
@@ -282,6 +283,7 @@ class _Run:
             seconds=sum(part.seconds for part in parts),
             passes=sum(part.passes for part in parts),
         )
+        return self.last
 
 
 def size_in_bytes(exploration: Exploration) -> int:

@@ -6,12 +6,14 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from salviz.classifiers.folding import fold
 from salviz.classifiers.labels import Labels
 from salviz.classifiers.preprocessing import Preprocessing
 
@@ -61,7 +63,7 @@ class Classifier:
         id: Public, stable id, as accepted by `salviz.load`.
         title: Name shown to people.
         module: `(N, 3, H, W)` float32 in model space -> `(N, K)` logits. All parameters have
-            `requires_grad` False. The module is shared: hold `lock` while attaching hooks.
+            `requires_grad` False. As published: what passes run through is `runtime`.
         preprocessing: From a photograph to model space, and back to places on the photograph.
         labels: Names of the K classes.
         architecture: The builder's name for it, e.g. `timm:resnet50.a1_in1k`.
@@ -91,18 +93,37 @@ class Classifier:
         """Where the parameters lie."""
         return next(self.module.parameters()).device
 
-    def forward(self, x: Tensor) -> Tensor:
+    @cached_property
+    def _folding(self) -> tuple[nn.Module, frozenset[str]]:
+        with self.lock:
+            return fold(self.module, self.preprocessing.input_size)
+
+    @property
+    def runtime(self) -> nn.Module:
+        """The module that passes run through: `module` with its batch norms folded away, where it has any.
+
+        Values and gradients are the same up to rounding. It is shared: hold `lock` while attaching hooks.
+        """
+        return self._folding[0]
+
+    @property
+    def folded(self) -> frozenset[str]:
+        """Names of the convolutions of `runtime` that also do the work of the batch norm after them."""
+        return self._folding[1]
+
+    def forward(self, x: Tensor, *, is_published: bool = False) -> Tensor:
         """Logits of a batch, differentiable with respect to `x`.
 
         Args:
             x: `(N, 3, H, W)` float in model space, on `device`.
+            is_published: Run `module` instead of `runtime`.
 
         Returns:
             `(N, K)` logits.
         """
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.module(x)
+        logits: Tensor = self.module(x) if is_published else self.runtime(x)
         return logits
 
     def predict(self, x: Tensor) -> Tensor:

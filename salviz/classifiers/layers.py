@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,12 +30,15 @@ class TargetLayer:
         layout: `nchw`, `nhwc` (Swin) or `tokens` (`(N, prefix + h*w, C)`).
         grid: `(h, w)` of the activation.
         prefix: Class and register tokens before the patch tokens.
+        is_published: Whether it has to be taken from the published module, because folding batch norms changed or
+            removed it.
     """
 
     name: str
     layout: Layout
     grid: tuple[int, int]
     prefix: int = 0
+    is_published: bool = False
 
     def channel_maps(self, activation: Tensor) -> Tensor:
         """The activation (or its gradient) as `(N, C, h, w)`."""
@@ -68,7 +71,8 @@ def cut_at(classifier: Classifier, layer: TargetLayer) -> Iterator[Capture]:
         capture.activation = output.detach().requires_grad_(True)
         return capture.activation.clone()
 
-    handle = classifier.module.get_submodule(layer.name).register_forward_hook(hook)
+    module = classifier.module if layer.is_published else classifier.runtime
+    handle = module.get_submodule(layer.name).register_forward_hook(hook)
     try:
         yield capture
     finally:
@@ -91,7 +95,9 @@ def target_layer(classifier: Classifier, name: str | None = None) -> TargetLayer
     with classifier.lock:
         known = _layers.setdefault(classifier.module, {})
         if name not in known:
-            known[name] = _named(classifier, name) if name else _by_rule(classifier)
+            found = _named(classifier, name) if name else _by_rule(classifier)
+            is_gone = found.name in classifier.folded or _submodule(classifier.runtime, found.name) is None
+            known[name] = replace(found, is_published=is_gone)
         return known[name]
 
 
@@ -190,7 +196,7 @@ def _output_shapes(classifier: Classifier) -> list[tuple[str, tuple[int, ...]]]:
     try:
         height, width = classifier.preprocessing.input_size
         with torch.no_grad():
-            classifier.forward(torch.zeros(1, 3, height, width, device=classifier.device))
+            classifier.forward(torch.zeros(1, 3, height, width, device=classifier.device), is_published=True)
     finally:
         for handle in handles:
             handle.remove()

@@ -34,7 +34,7 @@ def head_gradient(classifier: Classifier, x: Tensor, target: Target, layer: str)
     """
     where = target_layer(classifier, layer or None)
     with torch.enable_grad(), cut_at(classifier, where) as capture:
-        logits = classifier.forward(x)
+        logits = classifier.forward(x, is_published=where.is_published)
         assert capture.activation is not None  # noqa: S101 - the hook ran
         score = target.resolve(logits).score(logits)
         (gradient,) = torch.autograd.grad(score.sum(), capture.activation)

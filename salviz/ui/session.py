@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +90,33 @@ def classifiers() -> Any:
     from salviz.classifiers.store import ClassifierStore
 
     return ClassifierStore()
+
+
+@dataclass
+class Tops:
+    """The most probable classes of pictures seen lately, so that the next visitor's page need not be drawn twice."""
+
+    capacity: int = 500
+    _known: OrderedDict[Any, tuple[int, ...]] = field(default_factory=OrderedDict)
+
+    def get(self, key: Any) -> tuple[int, ...]:
+        """Classes, the most probable first; nothing where the picture has not been classified yet."""
+        return self._known.get(key, ())
+
+    def put(self, key: Any, top: tuple[int, ...]) -> bool:
+        """Remember, and whether it is news."""
+        if self._known.get(key) == top:
+            return False
+        self._known[key] = top
+        while len(self._known) > self.capacity:
+            self._known.popitem(last=False)
+        return True
+
+
+@st.cache_resource(show_spinner=False)
+def tops() -> Tops:
+    """What this server knows of pictures' classes."""
+    return Tops()
 
 
 @dataclass

@@ -9,7 +9,7 @@ import streamlit as st
 from salviz.errors import SalvizError
 from salviz.images import Picture
 from salviz.transforms import AUGMENTATIONS, Variant, default_variants, draw_variants
-from salviz.ui import state
+from salviz.ui import panels, session, state
 
 
 def method(loaded: Any) -> tuple[str, dict[str, Any]]:
@@ -96,9 +96,8 @@ def target(loaded: Any, picture: Picture | None) -> tuple[int | None, int | None
         return None, None
     labels = loaded.classifier.labels
     count = len(labels)
-    top = st.session_state.get("_top", ())
-    first = [index for index in top if index < count]
-    options = ["predicted", *first, *(index for index in range(count) if index not in set(first))]
+    first = session.tops().get((picture.digest, loaded.key)) if picture is not None else ()
+    options: list[Any] = ["predicted", *first, *(index for index in range(count) if index not in set(first))]
     for key, default in (("target", "predicted"), ("label", "unknown")):
         value = st.session_state[key]
         if isinstance(value, int) and value >= count:
@@ -136,14 +135,12 @@ def rest(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list[str]
             key="aug",
             label_visibility="collapsed",
         )
-        draw = st.segmented_control(
+        draw = panels.choice(
             "How many",
-            ["one", "paper"],
-            format_func=lambda key: {"one": "One each", "paper": "Paper's 48"}[key],
-            key="draw",
-            required=True,
-            help="One clearly visible variant of each kind; or the paper's draw: six random strengths of seven kinds "
-            "and one each of the other six.",
+            {"one": "One each", "paper": "Paper's 48"},
+            "draw",
+            meaning="One clearly visible variant of each kind; or the paper's draw: six random strengths of seven "
+            "kinds and one each of the other six.",
         )
         twin = st.toggle(
             "Untrained twin",
@@ -181,16 +178,12 @@ def _more(loaded: Any) -> dict[str, Any]:
             help="COSE counts only images that are classified rightly. Where the class is not known, the prediction "
             "for the clean image stands in for it.",
         )
-    output = st.segmented_control(
-        "Score to explain", ["logit", "probability"], format_func=str.capitalize, key="output", required=True
-    )
-    data_range = st.segmented_control(
+    output = panels.choice("Score to explain", {"logit": "Logit", "probability": "Probability"}, "output")
+    data_range = panels.choice(
         "SSIM range",
-        ["pair", "2.0"],
-        format_func=lambda key: {"pair": "Pair's own", "2.0": "Fixed, 2"}[key],
-        key="range",
-        required=True,
-        help="The released code divides by the larger range of the two maps; the published table was almost surely "
+        {"pair": "Pair's own", "2.0": "Fixed, 2"},
+        "range",
+        meaning="The released code divides by the larger range of the two maps; the published table was almost surely "
         "computed with a fixed range of 2.",
     )
     seed = st.number_input("Seed", min_value=0, max_value=2**31 - 1, step=1, key="seed")
@@ -205,10 +198,9 @@ def _device() -> None:
     if st.session_state["device"] not in options:
         st.session_state["device"] = "auto"
     st.selectbox("Device", options, key="device", format_func=lambda key: "Best there is" if key == "auto" else key)
-    st.segmented_control(
+    panels.choice(
         "Forward-only passes",
-        ["float32", "bf16", "fp16"],
-        key="precision",
-        required=True,
-        help="Passes that need no gradient, such as occlusion's, may run in half precision. Maps change a little.",
+        {name: name for name in ("float32", "bf16", "fp16")},
+        "precision",
+        meaning="Passes that need no gradient, such as occlusion's, may run in half precision. Maps change a little.",
     )

@@ -78,8 +78,7 @@ def _remember(shown: Shown) -> None:
     st.session_state["_shown"] = (shown.exploration.request.digest, shown.picture, shown.loaded.key)
     probabilities = shown.exploration.probabilities[0]
     top = tuple(probabilities.topk(min(5, len(probabilities))).indices.tolist())
-    if st.session_state.get("_top") != top:
-        st.session_state["_top"] = top
+    if session.tops().put((shown.picture.digest, shown.loaded.key), top):
         # The sidebar was drawn before the prediction was known; its list of targets begins with the top five.
         st.rerun()
 

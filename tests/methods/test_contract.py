@@ -70,12 +70,13 @@ def assert_unchanged(before: dict, after: dict) -> None:
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_the_model_is_left_as_found(name: str, method: str) -> None:
     classifier, x = timm_model(name), images(1, 160)
-    before = state(classifier.module)
+    published, before = state(classifier.module), state(classifier.runtime)
     explain(name, x, method, ["a"])
-    assert_unchanged(before, state(classifier.module))
+    assert_unchanged(before, state(classifier.runtime))
     with pytest.raises(RequestError, match="no class 5000"):
         explain(name, x, method, ["a"], target=ClassTarget(torch.tensor([5000])))
-    assert_unchanged(before, state(classifier.module))
+    assert_unchanged(before, state(classifier.runtime))
+    assert_unchanged(published, state(classifier.module))
 
 
 class Crashing(nn.Module):
@@ -99,11 +100,11 @@ def test_a_crashing_forward_leaves_the_model_as_found(method: str) -> None:
     module = Crashing(timm_model("test_resnet").module)
     classifier = classifier_of(module, size=160, classes=1000)
     engine.explain(classifier, images(1, 160), method=method, parameters=quick(method), digests=["a"])
-    before = state(module)
-    module.calls_left = 0
+    before = state(classifier.runtime)
+    classifier.runtime.calls_left = module.calls_left = 0
     with pytest.raises(RuntimeError, match="the head is broken"):
         engine.explain(classifier, images(1, 160), method=method, parameters=quick(method), digests=["a"])
-    assert_unchanged(before, state(module))
+    assert_unchanged(before, state(classifier.runtime))
     assert classifier.lock.acquire(blocking=False)
     classifier.lock.release()
 

@@ -44,7 +44,7 @@ def test_gradient_equals_captum(name: str) -> None:
     from captum.attr import Saliency
 
     classifier, x = timm_model(name), images(2, 160)
-    oracle = Saliency(classifier.module).attribute(x.clone().requires_grad_(), target=[3, 7], abs=False)
+    oracle = Saliency(classifier.runtime).attribute(x.clone().requires_grad_(), target=[3, 7], abs=False)
     torch.testing.assert_close(explain(classifier, x, "gradient", [3, 7]).maps, oracle, rtol=1e-4, atol=1e-7)
 
 
@@ -56,7 +56,7 @@ def test_integrated_gradients_equal_captum(baseline: str, output: str) -> None:
     classifier, x = timm_model(RELU_NET), images(2, 160)
     head = nn.Softmax(dim=1) if output == "probability" else nn.Identity()
     start = classifier.preprocessing.normalise(torch.zeros_like(x, dtype=torch.uint8)) if baseline == "black" else 0
-    oracle = IntegratedGradients(nn.Sequential(classifier.module, head)).attribute(
+    oracle = IntegratedGradients(nn.Sequential(classifier.runtime, head)).attribute(
         x, baselines=start, target=[3, 7], n_steps=8, method="gausslegendre"
     )
     found = explain(classifier, x, "integrated_gradients", [3, 7], output, steps=8, baseline=baseline)
