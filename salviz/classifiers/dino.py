@@ -28,7 +28,7 @@ TITLE = "DINO ViT-B/16"
 _ARCHITECTURE = "vit_base_patch16_224"
 _BACKBONE = "model.safetensors"
 _HEAD_PREFIX = "module.linear."
-_CLASSES = 1000
+_WIDTH, _CLASSES = 768, 1000
 
 
 class TokenHead(nn.Module):
@@ -54,7 +54,7 @@ class TokenHead(nn.Module):
 def build() -> nn.Module:
     """The architecture with random weights; module names are those of timm's ViT."""
     module = timm.create_model(_ARCHITECTURE, pretrained=False, num_classes=0, global_pool="")
-    module.head = TokenHead(int(module.embed_dim), _CLASSES)
+    module.head = TokenHead(_WIDTH, _CLASSES)
     return module
 
 
