@@ -1,22 +1,25 @@
-"""One method on one batch: resolves the target, cuts the work to memory, leaves the model as it was."""
+"""Methods on a batch: resolves the target, shares passes, cuts the work to memory, leaves the model as it was."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from salviz import methods
+from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import MethodError, RequestError
 from salviz.methods.card import Attribution, Method
+from salviz.methods.passes import shared_logits
 from salviz.seeds import generators
 from salviz.targets import ClassTarget, PredictedTarget, Target
 from salviz.work import Progress, Work, silent
+
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,30 @@ class Explained:
         logits: `(N, K)` float32 of the plain images.
         classes: `(N,)` int64, the explained class of each image.
         completeness: `(N,)` completeness error, or None where the method promises none.
-        passes: Image passes the card counts for the batch.
-        seconds: Wall time.
+        standard_error: `(N,)` of sampling methods, as a share of the map's own spread, or None.
+        samples: `(N,)` samples behind it, or None.
+        passes: Image passes the card counts for the batch, as if the method were alone.
+        seconds: Wall time, without what another method of the set had found before.
     """
 
     maps: Tensor
     logits: Tensor
     classes: Tensor
     completeness: Tensor | None
+    standard_error: Tensor | None
+    samples: Tensor | None
     passes: float
     seconds: float
+
+    @property
+    def is_flat(self) -> Tensor:
+        """`(N,)` bool: maps without any contrast, which say nothing."""
+        flat = self.maps.flatten(1)
+        return flat.amax(dim=1) == flat.amin(dim=1)
+
+
+Publish = Callable[[str, Explained], None]
+"""Called with a method's id and its result, as soon as it is complete."""
 
 
 def explain(
@@ -46,16 +63,13 @@ def explain(
     *,
     method: str,
     target: Target | None = None,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Settings | None = None,
     digests: Sequence[str],
     seed: int = 0,
     batch_size: int = 16,
     progress: Progress = silent,
 ) -> Explained:
-    """Explain a batch of images with one method.
-
-    The result for an image depends neither on the batch it comes in nor on `batch_size`. On an out-of-memory
-    error the batch is halved and tried again.
+    """Explain a batch of images with one method: `explain_set` of one.
 
     Args:
         classifier: What is explained; locked while this runs.
@@ -72,85 +86,204 @@ def explain(
         MethodError: Unknown method or setting, or the method cannot explain this classifier.
         RequestError: Inputs that do not fit together.
     """
-    chosen = methods.get(method)
-    settings = chosen.card.check_parameters(parameters)
+    found = explain_set(
+        classifier, x, methods={method: parameters}, target=target, digests=digests, seed=seed,
+        batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    return found[method]
+
+
+def explain_set(
+    classifier: Classifier,
+    x: Tensor,
+    *,
+    methods: Mapping[str, Settings | None],
+    target: Target | None = None,
+    digests: Sequence[str],
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: Progress = silent,
+    publish: Publish = lambda method, explained: None,
+) -> dict[str, Explained]:
+    """Explain a batch of images with several methods in the fewest passes.
+
+    Methods that need the same passes share them: all class activation maps of a layer one trunk and one head gradient,
+    gradient and input x gradient one backward, the three of SmoothGrad's noise one set of noisy copies. The result of
+    a method for an image depends neither on the set, nor on the batch it comes in, nor on `batch_size`. Cheap methods
+    come first. On an out-of-memory error the batch is halved and tried again.
+
+    Args:
+        classifier: What is explained; locked while this runs.
+        x: `(N, 3, H, W)` float32 in model space, on the classifier's device.
+        methods: Settings that differ from the card's defaults, by method id.
+        target: What is explained; the predicted class by default.
+        digests: Content digest of every image: it seeds the image's random numbers.
+        seed: The person's seed.
+        batch_size: Images in one model pass at the most.
+        progress: Called with (done, total) image passes; may raise `Cancelled`.
+        publish: Called with a method's id and result once it is complete.
+
+    Returns:
+        Results by method id, in the order asked for.
+
+    Raises:
+        MethodError: Unknown method or setting, or a method cannot explain this classifier.
+        RequestError: Inputs that do not fit together.
+    """
+    plan = _plan(methods, (int(x.shape[2]), int(x.shape[3])) if x.ndim == 4 else (0, 0))
+    target = target or PredictedTarget()
+    _check(classifier, x, target, digests, batch_size)
+    # Inference tensors cannot enter autograd, so inference mode is left and such an input copied.
+    with classifier.lock, torch.inference_mode(mode=False):
+        for step in plan:
+            refusal = step.method.refusal(classifier)
+            if refusal is not None:
+                raise MethodError(refusal)
+        x = x.clone() if x.is_inference() else x.detach()
+        work = Work(total=round(_total(plan) * len(x)), batch_size=batch_size, progress=progress)
+        parts: dict[str, list[Explained]] = {step.name: [] for step in plan}
+        found: dict[str, Explained] = {}
+        start = 0
+        while start < len(x):
+            rows = slice(start, min(start + work.batch_size, len(x)))
+            work.forget()
+            # Rows of a part that did not fit are tried again with all their methods.
+            for step in plan:
+                try:
+                    part = _explain_part(classifier, x[rows], target.part(rows), step, digests[rows], seed, work)
+                except torch.OutOfMemoryError as error:
+                    if work.batch_size == 1:
+                        raise MethodError(
+                            f"{step.method.card.title} does not fit into memory even for a single image. Choose a "
+                            "smaller classifier or a method with fewer passes."
+                        ) from error
+                    work.batch_size = max(1, work.batch_size // 2)
+                    break
+                parts[step.name].append(part)
+                if rows.stop == len(x):
+                    found[step.name] = _join(parts[step.name])
+                    publish(step.name, found[step.name])
+            else:
+                start = rows.stop
+                continue
+            for step in plan:
+                done = sum(len(part.maps) for part in parts[step.name])
+                if done > start:
+                    parts[step.name].pop()
+    return {name: found[name] for name in methods}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A method of the set with all its settings, and the passes an image costs it alone."""
+
+    name: str
+    method: Method
+    settings: Settings
+    passes: float
+
+
+def _plan(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> list[_Step]:
+    """The methods, cheap ones first."""
+    if not chosen:
+        raise RequestError("No method was chosen. Choose at least one.")
+    steps = []
+    for name, parameters in chosen.items():
+        method = registry.get(name)
+        settings = method.card.check_parameters(parameters)
+        steps.append(_Step(name, method, settings, method.card.passes(settings, size)))
+    return sorted(steps, key=lambda step: step.passes)
+
+
+def _total(plan: Sequence[_Step]) -> float:
+    """Image passes of the whole set: what is shared counts once."""
+    shared: dict[Any, float] = {}
+    total = 0.0
+    for step in plan:
+        name = step.method.card.shares(step.settings)
+        if name is None:
+            total += step.passes
+        else:
+            # Who shares may need more passes of its own on top.
+            total += max(0.0, step.passes - shared.get(name, 0.0))
+            shared[name] = max(step.passes, shared.get(name, 0.0))
+    return total
+
+
+def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> float:
+    """Image passes a set of methods costs, with what they share counted once.
+
+    Args:
+        chosen: As for `explain_set`.
+        size: `(height, width)` of the input.
+    """
+    return _total(_plan(chosen, size))
+
+
+def _check(classifier: Classifier, x: Tensor, target: Target, digests: Sequence[str], batch_size: int) -> None:
     if x.ndim != 4 or x.shape[1] != 3 or len(x) == 0:
         raise RequestError(f"Images must come as (N, 3, H, W) with N at least 1, not {tuple(x.shape)}.")
     if len(digests) != len(x):
         raise RequestError(f"There are {len(x)} images but {len(digests)} digests; give one for every image.")
     if batch_size < 1:
         raise RequestError(f"A model pass needs at least one image; the batch size cannot be {batch_size}.")
-    target = target or PredictedTarget()
     if isinstance(target, ClassTarget):
-        if len(target.classes) != len(x):
-            raise RequestError(f"There are {len(x)} images but {len(target.classes)} target classes.")
-        if not target.classes.is_meta:
-            target.check(len(classifier.labels))
-    started = time.perf_counter()
-    passes = chosen.card.passes(settings, (int(x.shape[2]), int(x.shape[3]))) * len(x)
-    # Inference tensors cannot enter autograd, so inference mode is left and such an input copied.
-    with classifier.lock, torch.inference_mode(mode=False):
-        refusal = chosen.refusal(classifier)
-        if refusal is not None:
-            raise MethodError(refusal)
-        x = x.clone() if x.is_inference() else x.detach()
-        work = Work(total=round(passes), batch_size=batch_size, progress=progress)
-        parts = []
-        start = 0
-        while start < len(x):
-            rows = slice(start, min(start + work.batch_size, len(x)))
-            try:
-                parts.append(
-                    _explain_part(classifier, x[rows], target.part(rows), chosen, settings, digests[rows], seed, work)
-                )
-            except torch.OutOfMemoryError as error:
-                if work.batch_size == 1:
-                    raise MethodError(
-                        f"{chosen.card.title} does not fit into memory even for a single image. Choose a "
-                        "smaller classifier or a method with fewer passes."
-                    ) from error
-                work.batch_size = max(1, work.batch_size // 2)
-                continue
-            start = rows.stop
-    complete = [part.completeness for part in parts if part.completeness is not None]
-    return Explained(
-        maps=torch.cat([part.maps for part in parts]),
-        logits=torch.cat([part.logits for part in parts]),
-        classes=torch.cat([part.classes for part in parts]),
-        completeness=torch.cat(complete) if complete else None,
-        passes=passes,
-        seconds=time.perf_counter() - started,
-    )
+        for classes in (target.classes, target.against):
+            if classes is not None and len(classes) != len(x):
+                raise RequestError(f"There are {len(x)} images but {len(classes)} target classes.")
+        if target.classes.is_meta:
+            return
+    target.check(len(classifier.labels))
 
 
 def _explain_part(
     classifier: Classifier,
     x: Tensor,
     target: Target,
-    method: Method,
-    settings: Mapping[str, Any],
+    step: _Step,
     digests: Sequence[str],
     seed: int,
     work: Work,
 ) -> Explained:
+    started = time.perf_counter()
+    card = step.method.card
     logits = None
-    if isinstance(target, PredictedTarget) and not method.card.explains_predicted:
-        logits = classifier.predict(x)
+    if isinstance(target, PredictedTarget) and not card.explains_predicted:
+        logits = shared_logits(classifier, x, work)
         target = target.resolve(logits)
     # Made here, so that a part tried again after an out-of-memory error draws the same numbers.
-    streams = generators(seed, digests, method.card.id, x.device)
-    found: Attribution = method.explain(classifier, x, target, generators=streams, work=work, **settings)
+    streams = generators(seed, digests, card.stream or card.id, x.device)
+    found: Attribution = step.method.explain(classifier, x, target, generators=streams, work=work, **step.settings)
     if found.logits is not None:
         logits = found.logits
     elif logits is None:
-        logits = classifier.predict(x)
+        logits = shared_logits(classifier, x, work)
     return Explained(
         found.maps.float(),
         logits.float(),
         target.resolve(logits).classes.to(x.device),
         found.completeness,
-        0.0,
-        0.0,
+        found.standard_error,
+        found.samples,
+        step.passes * len(x),
+        time.perf_counter() - started,
+    )
+
+
+def _join(parts: Sequence[Explained]) -> Explained:
+    def joined(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    return Explained(
+        joined("maps"),
+        joined("logits"),
+        joined("classes"),
+        joined("completeness"),
+        joined("standard_error"),
+        joined("samples"),
+        passes=sum(part.passes for part in parts),
+        seconds=sum(part.seconds for part in parts),
     )
 
 

@@ -5,36 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from salviz.errors import RequestError
 
 Output = Literal["logit", "probability"]
+RUNNER_UP: Literal["runner_up"] = "runner_up"
+"""The second most probable class, as the rival in a contrast."""
 
 
 @dataclass(frozen=True)
 class ClassTarget:
-    """The score of one class an image.
+    """The score of one class an image, or how much it exceeds another's.
 
     Attributes:
         classes: `(N,)` int64 class indices.
         output: `logit`, or `probability` for the softmax output (what COSE's path methods differentiate).
+        against: `(N,)` int64 rivals: the score is then the difference `f_A - f_B`, which asks why it is A and not B.
+            None for the class's score alone.
     """
 
     classes: Tensor
     output: Output = "logit"
+    against: Tensor | None = None
 
     def score(self, logits: Tensor) -> Tensor:
         """The explained scalar of every row: `(N, K)` logits -> `(N,)`."""
         values = logits.softmax(dim=1) if self.output == "probability" else logits
-        return values.gather(1, self.classes.to(logits.device).unsqueeze(1)).squeeze(1)
+        score = values.gather(1, self.classes.to(logits.device).unsqueeze(1)).squeeze(1)
+        if self.against is None:
+            return score
+        return score - values.gather(1, self.against.to(logits.device).unsqueeze(1)).squeeze(1)
 
     def resolve(self, logits: Tensor) -> ClassTarget:
         """The target itself: its classes are known."""
         return self
 
     def check(self, classes: int) -> None:
-        """Refuse a class the classifier does not have.
+        """Refuse a class the classifier does not have, and a contrast of a class with itself.
 
         Reads the indices on the host: call it once, not a pass.
 
@@ -42,32 +51,63 @@ class ClassTarget:
             classes: K, the number of classes.
 
         Raises:
-            RequestError: A class index outside `0..K-1`.
+            RequestError: A class index outside `0..K-1`, or a rival that is the class itself.
         """
-        wrong = [index for index in self.classes.tolist() if not 0 <= index < classes]
-        if wrong:
-            raise RequestError(
-                f"There is no class {wrong[0]}: this classifier knows classes 0 to {classes - 1}. "
-                "Choose one of them as the target."
-            )
+        rivals = [] if self.against is None else self.against.tolist()
+        for index in [*self.classes.tolist(), *rivals]:
+            if not 0 <= index < classes:
+                raise RequestError(
+                    f"There is no class {index}: this classifier knows classes 0 to {classes - 1}. "
+                    "Choose one of them as the target."
+                )
+        if self.against is not None and bool((self.classes == self.against).any()):
+            raise RequestError("A contrast needs two different classes. Choose another rival.")
 
-    def part(self, rows: slice) -> ClassTarget:
-        """The target of a slice of the batch."""
-        return ClassTarget(self.classes[rows], self.output)
+    def part(self, rows: slice | Tensor) -> ClassTarget:
+        """The target of some rows of the batch."""
+        return ClassTarget(self.classes[rows], self.output, None if self.against is None else self.against[rows])
+
+    def repeat(self, times: int) -> ClassTarget:
+        """The target of `torch.cat([x] * times)`."""
+        against = None if self.against is None else self.against.repeat(times)
+        return ClassTarget(self.classes.repeat(times), self.output, against)
 
 
 @dataclass(frozen=True)
 class PredictedTarget:
-    """The class the model predicts for each image; known after a forward pass."""
+    """The class the model predicts for each image; known after a forward pass.
+
+    Attributes:
+        output: See `ClassTarget`.
+        against: A rival for all images, or `runner_up`; None for no contrast. Where the rival itself is predicted,
+            the runner-up takes its place.
+    """
 
     output: Output = "logit"
+    against: int | Literal["runner_up"] | None = None
 
     def resolve(self, logits: Tensor) -> ClassTarget:
         """The predicted classes of `(N, K)` logits."""
-        return ClassTarget(logits.detach().argmax(dim=1), self.output)
+        if self.against is None:
+            return ClassTarget(logits.detach().argmax(dim=1), self.output)
+        top = logits.detach().topk(2, dim=1).indices
+        rivals = top[:, 1]
+        if self.against != RUNNER_UP:
+            wanted = torch.full_like(rivals, self.against)
+            rivals = torch.where(wanted == top[:, 0], rivals, wanted)
+        return ClassTarget(top[:, 0], self.output, rivals)
 
-    def part(self, rows: slice) -> PredictedTarget:
-        """The target of a slice of the batch."""
+    def check(self, classes: int) -> None:
+        """Refuse a rival the classifier does not have.
+
+        Raises:
+            RequestError: A class index outside `0..K-1`.
+        """
+        if isinstance(self.against, int):
+            ClassTarget(torch.tensor([self.against])).check(classes)
+
+    def part(self, rows: slice | Tensor) -> PredictedTarget:
+        """The target of some rows of the batch."""
         return self
 
 

@@ -1,12 +1,15 @@
-"""What running work is given besides its inputs: how much fits in one pass, and whom to tell."""
+"""What running work is given besides its inputs: how much fits in one pass, whom to tell, what others found already."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) model passes over one image; raises `Cancelled` to stop the work."""
+
+Found = TypeVar("Found")
 
 
 def silent(done: int, total: int) -> None:
@@ -28,6 +31,7 @@ class Work:
     batch_size: int = 16
     progress: Progress = silent
     done: int = field(default=0)
+    _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def tick(self, images: int) -> None:
         """Report that `images` more image passes were made; may raise `Cancelled`."""
@@ -38,3 +42,26 @@ class Work:
         """Cut `count` images into slices that fit in one pass."""
         for start in range(0, count, self.batch_size):
             yield slice(start, min(start + self.batch_size, count))
+
+    def copies(self, images: int) -> int:
+        """How many changed copies of a batch of `images` fit in one pass; at least one."""
+        return max(1, self.batch_size // max(images, 1))
+
+    def once(self, name: Hashable, compute: Callable[[], Found]) -> Found:
+        """What `compute` returns, computed by the first of the methods that explain this batch together.
+
+        Only for what depends on nothing but the classifier, the batch, the target and what `name` says; nobody may
+        change it.
+
+        Args:
+            name: Says what it is, settings included.
+            compute: Makes it, and ticks.
+        """
+        if name not in self._shared:
+            self._shared[name] = compute()
+        found: Found = self._shared[name]
+        return found
+
+    def forget(self) -> None:
+        """Drop what was shared: another batch comes, or memory ran out."""
+        self._shared.clear()

@@ -1,6 +1,6 @@
-"""Saliency methods, one family a module. Importing this package fills the registry."""
+"""Saliency methods, one family a module or package. Importing this package fills the registry."""
 
-from salviz.methods import cam, controls, gradients, paths, perturbation
+from salviz.methods import attention, cam, controls, gradients, masks, paths, perturbation, relevance
 from salviz.methods.card import FAMILIES, METHODS, Attribution, Method, MethodCard, Parameter, get
 
 # Listed by family, whatever the order in which the modules were imported.
@@ -15,10 +15,13 @@ __all__ = [
     "Method",
     "MethodCard",
     "Parameter",
+    "attention",
     "cam",
     "controls",
     "get",
     "gradients",
+    "masks",
     "paths",
     "perturbation",
+    "relevance",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
@@ -13,7 +13,16 @@ from torch.nn import Module
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import MethodError
 
-Family = Literal["gradients", "paths", "class activation maps", "perturbation", "controls"]
+Family = Literal[
+    "gradients",
+    "paths",
+    "class activation maps",
+    "perturbation",
+    "optimised masks",
+    "relevance",
+    "attention",
+    "controls",
+]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 """In the order in which they are listed."""
 Value = float | int | str | bool
@@ -80,11 +89,15 @@ class Attribution:
         logits: `(N, K)` of the plain images, where the method came by them on its way.
         completeness: `(N,)` sum of the map minus the change of score it should add up to, for methods that
             promise completeness.
+        standard_error: `(N,)` for sampling methods: see `sampling.Estimate.error`.
+        samples: `(N,)` samples behind it, where a tolerance may have stopped it.
     """
 
     maps: Tensor
     logits: Tensor | None = None
     completeness: Tensor | None = None
+    standard_error: Tensor | None = None
+    samples: Tensor | None = None
 
 
 Explain = Callable[..., Attribution]
@@ -100,6 +113,25 @@ Scaling = Literal["minmax", "percentile"]
 
 def _always(classifier: Classifier) -> str | None:
     return None
+
+
+def _alone(parameters: Mapping[str, Any]) -> Hashable:
+    return None
+
+
+def two_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
+    """A forward and a backward."""
+    return 2.0
+
+
+def one_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
+    """A forward."""
+    return 1.0
+
+
+def no_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
+    """The model is not asked, or the prediction says all."""
+    return 0.0
 
 
 @dataclass(frozen=True)
@@ -118,12 +150,18 @@ class MethodCard:
         scaling: How COSE's released code scales this kind of map before comparing: `minmax`, or
             `percentile` (minimum to 99th percentile, clipped).
         signed: Whether the raw map's sign means for and against.
-        passes: Image passes for (parameters, input height and width): forwards and backwards both count one.
+        passes: Image passes for (parameters, input height and width), besides the prediction of the image itself:
+            forwards and backwards both count one.
         parameters: Settings with the paper's defaults.
         explains_predicted: Whether the method finds the predicted class in its own first pass, so that the
             engine need not run one before it.
         failures: Known failures, one sentence.
         refusal: Why it cannot explain a classifier, or None; asked before anything runs.
+        needs: What it needs of a classifier, in a few words; empty where it explains any.
+        has_target: Whether the map depends on the class that is explained.
+        stochastic: Whether it draws samples; it then reports a standard error and has a `tolerance`.
+        stream: Purpose its random numbers are seeded with; its id where empty. Methods with one stream draw the same.
+        shares: Name of the passes it has in common with others of a set, for its parameters; None for none.
     """
 
     id: str
@@ -140,6 +178,11 @@ class MethodCard:
     explains_predicted: bool = False
     failures: str = ""
     refusal: Callable[[Classifier], str | None] = _always
+    needs: str = ""
+    has_target: bool = True
+    stochastic: bool = False
+    stream: str = ""
+    shares: Callable[[Mapping[str, Any]], Hashable] = _alone
 
     def check_parameters(self, given: Mapping[str, Any] | None) -> dict[str, Value]:
         """All parameters: defaults overlaid with `given`, checked.

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from salviz.classifiers.classifier import Classifier
-from salviz.methods.card import Attribution, MethodCard, register
+from salviz.methods.card import Attribution, MethodCard, no_pass, register
 from salviz.targets import Target
 from salviz.work import Work
-
-
-def _no_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
-    return 0.0
 
 
 @register(
@@ -32,7 +27,8 @@ def _no_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
         evidence="as_is",
         scaling="minmax",
         signed=False,
-        passes=_no_pass,
+        passes=no_pass,
+        has_target=False,
         failures="By construction insensitive to the model.",
     )
 )
@@ -64,7 +60,8 @@ def edge(
         evidence="as_is",
         scaling="minmax",
         signed=False,
-        passes=_no_pass,
+        passes=no_pass,
+        has_target=False,
         failures="By construction says nothing.",
     )
 )

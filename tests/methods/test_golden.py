@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from salviz import engine, maps, methods
-from salviz.methods.gradients import average_gradient
+from salviz.methods.gradients.smooth import sample_gradients
 from salviz.targets import ClassTarget, PredictedTarget
 from salviz.work import Work
 from tests.golden import cose_inputs
@@ -66,6 +66,7 @@ def test_smoothgrad_squared_equals_the_papers_code_given_its_noise() -> None:
     ]
     logits = toy().predict(x)
     target = ClassTarget(logits.argmax(1), "probability")
-    found = average_gradient(toy(), x, target, noises, of=torch.square, work=Work())
+    stream = iter(noises)
+    found = sample_gradients(toy(), x, target, lambda rows: next(stream), samples=50, work=Work()).square.mean
     scaled = maps.comparable(found, methods.get("smoothgrad_squared").card, (32, 32))
     np.testing.assert_allclose(grid(scaled), GOLDEN["rand12_32_smoothgrad"]["grid"], atol=1e-5)

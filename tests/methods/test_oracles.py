@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from salviz import engine
-from salviz.methods.paths import gaussian_blur
+from salviz.methods.paths.blur import gaussian_blur
 from salviz.targets import ClassTarget
 from tests.models import LinearNet, classifier_of, images, timm_model, toy
 

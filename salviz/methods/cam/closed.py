@@ -1,58 +1,23 @@
-"""Class activation maps: the target layer's channels, weighted by the head's gradient."""
+"""Class activation maps in closed form: the target layer's channels, weighted by the head's gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
-from salviz.classifiers.layers import cut_at, target_layer
-from salviz.errors import MethodError
-from salviz.methods.card import Attribution, MethodCard, Parameter, register
+from salviz.methods.card import Attribution, MethodCard, one_pass, register
+from salviz.methods.passes import LAYER, no_spatial_layer, shared_head
 from salviz.targets import Target
 from salviz.work import Work
 
-LAYER = Parameter("layer", "", "Layer to attach to; empty for the one the rule finds.")
 
-
-def head_gradient(classifier: Classifier, x: Tensor, target: Target, layer: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Activation of the target layer, the score's gradient at it, and the logits, from one forward pass.
-
-    The trunk runs without a graph and only the head is differentiated (see `cut_at`).
-
-    Args:
-        classifier: The model; its lock is held by the caller.
-        x: `(N, 3, H, W)` float32 in model space.
-        target: One entry an image.
-        layer: Dotted name, or empty for the rule's.
-
-    Returns:
-        `(N, C, h, w)` activation, `(N, C, h, w)` gradient, `(N, K)` logits; none has a graph.
-    """
-    where = target_layer(classifier, layer or None)
-    with torch.enable_grad(), cut_at(classifier, where) as capture:
-        logits = classifier.forward(x, is_published=where.is_published)
-        assert capture.activation is not None  # noqa: S101 - the hook ran
-        score = target.resolve(logits).score(logits)
-        (gradient,) = torch.autograd.grad(score.sum(), capture.activation)
-    activation = capture.activation.detach()
-    return where.channel_maps(activation), where.channel_maps(gradient), logits.detach()
-
-
-def no_spatial_layer(classifier: Classifier) -> str | None:
-    """Why class activation maps do not exist for a classifier, or None."""
-    try:
-        target_layer(classifier)
-    except MethodError as error:
-        return str(error)
-    return None
-
-
-def _one_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
-    return 1.0
+def shares_head(parameters: Mapping[str, Any]) -> Hashable:
+    """All maps of one layer come from one trunk pass and one gradient of the head."""
+    return "head", parameters["layer"]
 
 
 def _cam(
@@ -75,8 +40,7 @@ def _cam(
         work: Work,
         layer: str,
     ) -> Attribution:
-        activation, gradient, logits = head_gradient(classifier, x, target, layer)
-        work.tick(len(x))
+        activation, gradient, logits = shared_head(classifier, x, target, layer, work)
         return Attribution(weigh(activation, gradient).float(), logits)
 
     explain.__doc__ = f"{title}: `(N, h, w)` at the target layer's resolution, before the final ReLU."
@@ -90,11 +54,13 @@ def _cam(
         evidence="positive",
         scaling="minmax",
         signed=True,
-        passes=_one_pass,
+        passes=one_pass,
         parameters=(LAYER,),
         explains_predicted=True,
         failures=failures,
         refusal=no_spatial_layer,
+        needs="a layer with a spatial map",
+        shares=shares_head,
     )
     register(card)(explain)
 

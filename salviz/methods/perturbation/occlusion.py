@@ -10,6 +10,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
+from salviz.methods.passes import blank_like, shared_logits
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -24,7 +25,7 @@ def _windows(size: tuple[int, int], window: int, stride: int) -> list[tuple[slic
 
 
 def _occlusion_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
-    return 1.0 + len(_windows(size, int(parameters["window"]), int(parameters["stride"])))
+    return float(len(_windows(size, int(parameters["window"]), int(parameters["stride"]))))
 
 
 @register(
@@ -67,24 +68,20 @@ def occlusion(
 ) -> Attribution:
     """Occlusion: `(N, H, W)`, mean loss of score over the windows that cover a pixel."""
     assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
-    blank = torch.zeros_like(x[:1])
-    if fill == "black":
-        blank = classifier.preprocessing.normalise(torch.zeros(blank.shape, dtype=torch.uint8, device=x.device))
+    blank = blank_like(classifier, x[:1], fill)
     windows = _windows((x.shape[2], x.shape[3]), window, stride)
     lost = torch.zeros(len(x), *x.shape[2:], device=x.device)
     covered = torch.zeros(x.shape[2:], device=x.device)
-    per_pass = max(1, work.batch_size // len(x))
+    per_pass = work.copies(len(x))
     with torch.no_grad():
-        logits = classifier.predict(x)
+        logits = shared_logits(classifier, x, work)
         whole = target.score(logits)
-        work.tick(len(x))
         for start in range(0, len(windows), per_pass):
             part = windows[start : start + per_pass]
             batch = x.repeat(len(part), 1, 1, 1).view(len(part), *x.shape)
             for image, (rows, columns) in zip(batch, part, strict=True):
                 image[..., rows, columns] = blank[..., rows, columns]
-            classes = ClassTarget(target.classes.repeat(len(part)), target.output)
-            scores = classes.score(classifier.predict(batch.flatten(0, 1))).view(len(part), len(x))
+            scores = target.repeat(len(part)).score(classifier.predict(batch.flatten(0, 1))).view(len(part), len(x))
             for score, (rows, columns) in zip(scores, part, strict=True):
                 lost[:, rows, columns] += (whole - score)[:, None, None]
                 covered[rows, columns] += 1

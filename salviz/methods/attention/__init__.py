@@ -1,0 +1,1 @@
+"""Attention of transformers, read as relevance."""

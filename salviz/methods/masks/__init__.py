@@ -1,0 +1,1 @@
+"""Masks optimised for one image."""

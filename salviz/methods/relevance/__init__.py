@@ -1,0 +1,1 @@
+"""Relevance propagated layer by layer."""

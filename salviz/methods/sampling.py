@@ -1,0 +1,105 @@
+"""Means of random samples, an image at a time, with how sure they are and when to stop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from salviz.methods.card import Parameter
+
+CHECK = 8
+"""Samples between two looks at the error: a number of samples, not of passes, so that batches do not matter."""
+
+TOLERANCE = Parameter(
+    "tolerance",
+    0.0,
+    "Stop once the map's standard error is below this share of its own spread; 0 takes all samples.",
+    low=0.0,
+    high=1.0,
+    step=0.01,
+)
+"""Setting of every sampling method."""
+
+
+class Estimate:
+    """Mean and variance of a stream of samples, every image with its own count (Welford's recurrence).
+
+    Attributes:
+        mean: `(N, ...)`.
+        count: `(N,)` samples so far.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        """Start empty.
+
+        Args:
+            like: `(N, ...)` of a sample's shape, type and device.
+        """
+        self.mean = torch.zeros_like(like)
+        self._squares = torch.zeros_like(like)
+        self.count = torch.zeros(len(like), device=like.device)
+
+    def add(self, sample: Tensor, rows: Tensor | None = None) -> None:
+        """Take one more sample.
+
+        Args:
+            sample: `(N, ...)`, or `(R, ...)` for some rows.
+            rows: `(R,)` indices of the images it belongs to; all where None.
+        """
+        if rows is None or len(rows) == len(self.mean):
+            self.count += 1
+            delta = sample - self.mean
+            self.mean += delta / self._wide(self.count)
+            self._squares.addcmul_(delta, sample - self.mean)
+            return
+        self.count[rows] += 1
+        delta = sample - self.mean[rows]
+        mean = self.mean[rows] + delta / self._wide(self.count[rows])
+        self._squares[rows] += delta * (sample - mean)
+        self.mean[rows] = mean
+
+    def variance(self, *, ddof: int = 1) -> Tensor:
+        """`(N, ...)` variance of the samples; zero before there are enough."""
+        return self._squares / self._wide((self.count - ddof).clamp(min=1))
+
+    def error(self) -> Tensor:
+        """`(N,)` standard error of the mean, as a share of the mean map's own spread over its places.
+
+        The root mean square of the places' standard errors over the standard deviation of the map: 0.1 means that
+        noise makes up a tenth of the contrast that is seen. NaN before the second sample, 0 for a map without noise.
+        """
+        noise = (self.variance() / self._wide(self.count.clamp(min=1))).flatten(1).mean(dim=1).sqrt()
+        return relative_error(noise, self.mean, self.count)
+
+    def _wide(self, values: Tensor) -> Tensor:
+        return values.view(-1, *(1,) * (self.mean.ndim - 1))
+
+
+def relative_error(noise: Tensor, maps: Tensor, count: Tensor) -> Tensor:
+    """Noise as a share of a map's spread; see `Estimate.error`.
+
+    Args:
+        noise: `(N,)` root mean square standard error of the places.
+        maps: `(N, ...)` the estimated maps.
+        count: `(N,)` samples.
+    """
+    spread = maps.flatten(1).std(dim=1)
+    share = noise / spread.clamp(min=torch.finfo(maps.dtype).tiny)
+    share = torch.where(noise == 0, torch.zeros_like(share), share)
+    return torch.where(count >= 2, share, torch.full_like(share, float("nan")))
+
+
+def unfinished(active: Tensor, error: Tensor, tolerance: float) -> Tensor:
+    """The images that still need samples: `(A,)` indices, all of them where the tolerance is 0.
+
+    Reads the device's memory only where a tolerance was asked for.
+
+    Args:
+        active: `(A,)` indices of images that were sampled last.
+        error: `(N,)` from `Estimate.error`.
+        tolerance: Share below which an image is done.
+    """
+    if tolerance <= 0:
+        return active
+    # A NaN is no small error.
+    return active[~(error[active] <= tolerance)]
