@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from salviz import __version__
 from salviz.errors import RequestError, SalvizError
@@ -62,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--target", default="predicted", metavar="CLASS",
         help="a class by number, WordNet id or name, or 'predicted' for each input's own (default)",
+    )  # fmt: skip
+    what.add_argument(
+        "--against", metavar="CLASS",
+        help="explain why the target and not this class; 'runner_up' for each input's most probable other class",
     )  # fmt: skip
     what.add_argument(
         "--label", metavar="CLASS",
@@ -165,6 +169,7 @@ def _explain(options: argparse.Namespace) -> None:
         method=options.method,
         parameters=settings,
         target=None if options.target == "predicted" else _class(labels, options.target),
+        against=_rival(labels, options.against),
         output=options.output,
         label=_label(labels, options.label, picture),
         variants=variants,
@@ -220,6 +225,10 @@ def _settings(card: MethodCard, given: Sequence[str]) -> dict[str, object]:
             raise RequestError(f"A setting is given as --set name=value, not {text!r}.")
         found[name] = {"true": True, "false": False}.get(value, value) if name in switches else value
     return found
+
+
+def _rival(labels: Labels, given: str | None) -> int | Literal["runner_up"] | None:
+    return None if given is None else "runner_up" if given == "runner_up" else _class(labels, given)
 
 
 def _label(labels: Labels, given: str | None, picture: Picture) -> int | None:

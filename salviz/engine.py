@@ -30,6 +30,7 @@ class Explained:
         maps: `(N, h, w)` or `(N, C, h, w)` float32, raw, on the classifier's device.
         logits: `(N, K)` float32 of the plain images.
         classes: `(N,)` int64, the explained class of each image.
+        rivals: `(N,)` int64, the class each contrast is against, or None.
         completeness: `(N,)` completeness error, or None where the method promises none.
         standard_error: `(N,)` of sampling methods, as a share of the map's own spread, or None.
         samples: `(N,)` samples behind it, or None.
@@ -40,6 +41,7 @@ class Explained:
     maps: Tensor
     logits: Tensor
     classes: Tensor
+    rivals: Tensor | None
     completeness: Tensor | None
     standard_error: Tensor | None
     samples: Tensor | None
@@ -258,10 +260,12 @@ def _explain_part(
         logits = found.logits
     elif logits is None:
         logits = shared_logits(classifier, x, work)
+    resolved = target.resolve(logits)
     return Explained(
         found.maps.float(),
         logits.float(),
-        target.resolve(logits).classes.to(x.device),
+        resolved.classes.to(x.device),
+        None if resolved.against is None else resolved.against.to(x.device),
         found.completeness,
         found.standard_error,
         found.samples,
@@ -279,6 +283,7 @@ def _join(parts: Sequence[Explained]) -> Explained:
         joined("maps"),
         joined("logits"),
         joined("classes"),
+        joined("rivals"),
         joined("completeness"),
         joined("standard_error"),
         joined("samples"),

@@ -23,7 +23,6 @@ from salviz.errors import RequestError
 from salviz.images import Picture
 from salviz.request import Request, precision_of, request_for
 from salviz.similarity import spearman, ssim
-from salviz.targets import ClassTarget, PredictedTarget, Target
 from salviz.transforms import Variant, augment, realign
 from salviz.transforms.alignment import Validity
 from salviz.work import Progress, silent
@@ -55,6 +54,8 @@ class Exploration:
         grid: `(h, w)` of the raw map.
         seconds: Wall time of the explanations.
         passes: Image passes they took.
+        rivals: `(R,)` int64, the class each contrast is against, or None.
+        standard_error: `(R,)` of a sampling method, as a share of the map's own spread, or None.
     """
 
     request: Request
@@ -68,6 +69,8 @@ class Exploration:
     layer: str | None
     seconds: float
     passes: float
+    rivals: Tensor | None = None
+    standard_error: Tensor | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -220,15 +223,11 @@ class _Run:
         """Explain some frames under a model and compare the maps with the clean one."""
         frames = self.frames[rows]
         done = round(sum(part.passes for part in self.parts))
-        target: Target = PredictedTarget(self.request.output)  # type: ignore[arg-type]
-        if self.request.target is not None:
-            classes = torch.full((len(frames),), self.request.target, device=classifier.device)
-            target = ClassTarget(classes, self.request.output)  # type: ignore[arg-type]
         found = engine.explain(
             classifier,
             classifier.preprocessing.normalise(frames),
             method=self.request.method,
-            target=target,
+            target=self.request.explained,
             parameters=self.request.settings,
             digests=self._names(classifier, rows),
             seed=self.request.seed,
@@ -266,7 +265,11 @@ class _Run:
     def result(self) -> Exploration:
         """What is known so far, on the CPU."""
         parts = self.parts
-        complete = [part.completeness for part in parts if part.completeness is not None]
+
+        def joined(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if any(value is None for value in values) else torch.cat(values).cpu()
+
         layer = None
         if any(parameter.name == "layer" for parameter in self.card.parameters):
             layer = target_layer(self.classifier, self.request.settings["layer"] or None).name
@@ -277,8 +280,10 @@ class _Run:
             raw=torch.cat([part.maps for part in parts]).cpu(),
             logits=torch.cat([part.logits for part in parts]).cpu(),
             classes=torch.cat([part.classes for part in parts]).cpu(),
+            rivals=joined("rivals"),
             ssim=torch.cat(self.ssim).cpu(),
-            completeness=torch.cat(complete).cpu() if complete else None,
+            completeness=joined("completeness"),
+            standard_error=joined("standard_error"),
             layer=layer,
             seconds=sum(part.seconds for part in parts),
             passes=sum(part.passes for part in parts),

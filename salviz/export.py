@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from salviz import __version__, changes, render
 from salviz.classifiers.classifier import Classifier
@@ -100,7 +101,6 @@ def manifest(exploration: Exploration, classifier: Classifier, picture: Picture)
         picture: The photograph.
     """
     prep, request = classifier.preprocessing, exploration.request
-    completeness = exploration.completeness
     probabilities, best = exploration.probabilities[0].topk(min(TOP, len(classifier.labels)))
     return {
         "request": request.as_dict(),
@@ -132,12 +132,14 @@ def manifest(exploration: Exploration, classifier: Classifier, picture: Picture)
         "layer": exploration.layer,
         "grid": list(exploration.grid),
         "explained_classes": exploration.classes.tolist(),
+        "rival_classes": None if exploration.rivals is None else exploration.rivals.tolist(),
         "predicted_classes": exploration.predicted.tolist(),
         "top": [
             {"class": index, "name": classifier.labels.short(index), "probability": probability}
             for index, probability in zip(best.tolist(), probabilities.tolist(), strict=True)
         ],
-        "completeness": None if completeness is None else [_number(value) for value in completeness.tolist()],
+        "completeness": _numbers(exploration.completeness),
+        "standard_error": _numbers(exploration.standard_error),
         "scores": scores_dict(scores(exploration), seed=request.seed),
         "passes": exploration.passes,
         "seconds": exploration.seconds,
@@ -296,6 +298,10 @@ def _score(score: Score, *, with_interval: bool) -> dict[str, Any]:
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _numbers(values: Tensor | None) -> list[float | None] | None:
+    return None if values is None else [_number(value) for value in values.tolist()]
 
 
 def _digits(value: float) -> str:

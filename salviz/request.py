@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,6 +16,7 @@ from salviz.changes import known_changes
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import RequestError
 from salviz.images import Picture
+from salviz.targets import RUNNER_UP, Output, PredictedTarget
 from salviz.transforms import Variant, default_variants
 
 
@@ -30,6 +31,8 @@ class Request:
         method: Id of the method.
         parameters: Its settings, all of them, sorted by name.
         target: Explained class everywhere, or None for the class predicted for each input (as in COSE).
+        against: Rival of a contrast (why the target and not this one): a class, `runner_up` for the most probable
+            other class of each input, or None for the target's score alone.
         output: `logit` or `probability`.
         label: The image's true class, or None where it is not known.
         variants: Tokens of the augmentations.
@@ -46,7 +49,8 @@ class Request:
     method: str
     parameters: tuple[tuple[str, Any], ...] = ()
     target: int | None = None
-    output: str = "logit"
+    against: int | Literal["runner_up"] | None = None
+    output: Output = "logit"
     label: int | None = None
     variants: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
@@ -60,6 +64,11 @@ class Request:
         if not isinstance(self.data_range, str):
             object.__setattr__(self, "data_range", float(self.data_range))
         object.__setattr__(self, "parameters", tuple(sorted(self.parameters)))
+
+    @property
+    def explained(self) -> PredictedTarget:
+        """What the maps explain."""
+        return PredictedTarget(self.output, self.against, self.target)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -89,6 +98,7 @@ def request_for(
     method: str = "grad_cam",
     parameters: dict[str, object] | None = None,
     target: int | None = None,
+    against: int | Literal["runner_up"] | None = None,
     output: str = "logit",
     label: int | None = None,
     variants: Sequence[Variant] | None = None,
@@ -104,6 +114,7 @@ def request_for(
         method: Id of the method.
         parameters: Settings that differ from the defaults.
         target: Class to explain everywhere, or None for the one predicted for each input.
+        against: Rival of a contrast, a class or `runner_up`; None for none.
         output: `logit` or `probability`.
         label: True class of the image, where known.
         variants: Augmentations; the thirteen of `default_variants` where None.
@@ -117,12 +128,16 @@ def request_for(
     """
     chosen = methods.get(method)
     settings = chosen.card.check_parameters(parameters)
-    for name, index in (("target", target), ("label", label)):
-        if index is not None and not 0 <= index < len(classifier.labels):
+    for name, index in (("target", target), ("rival", against), ("label", label)):
+        if isinstance(index, int) and not 0 <= index < len(classifier.labels):
             raise RequestError(
                 f"The {name} {index} is no class of {classifier.title}; it knows classes 0 to "
                 f"{len(classifier.labels) - 1}."
             )
+    if against is not None and against == target:
+        raise RequestError("A contrast needs two different classes. Choose another rival.")
+    if isinstance(against, str) and against != RUNNER_UP:
+        raise RequestError(f"The rival must be a class or {RUNNER_UP}, not {against!r}.")
     if output not in ("logit", "probability"):
         raise RequestError(f"The output must be logit or probability, not {output!r}.")
     if data_range != "pair" and not (isinstance(data_range, int | float) and 0 < data_range < math.inf):
@@ -139,7 +154,8 @@ def request_for(
         method=method,
         parameters=tuple(settings.items()),
         target=target,
-        output=output,
+        against=against,
+        output=output,  # type: ignore[arg-type]
         label=label,
         variants=tuple(variant.token for variant in chosen_variants),
         changes=tuple(changes),

@@ -38,10 +38,15 @@ def lines(exploration: Exploration, classifier: Classifier, picture: Picture) ->
         f"Predicted    {named(predicted[0])}, {float(exploration.probabilities[0, predicted[0]]):.1%}",
         f"Explained    {explained}",
     ]
+    if request.against is not None:
+        rival = named(request.against) if isinstance(request.against, int) else "each input's most probable other class"
+        found.append(f"Rather than  {rival}")
     if request.label is not None:
         found.append(f"Label        {named(request.label)}")
     if exploration.completeness is not None:
         found.append(f"Completeness error {float(exploration.completeness[0]):.2g}")
+    if exploration.standard_error is not None:
+        found.append(f"Standard error {float(exploration.standard_error[0]):.1%} of the map's spread")
     if len(predicted) == 1:
         return found
     kept = [index == predicted[0] for index in predicted[1:]]

@@ -75,36 +75,39 @@ class ClassTarget:
 
 @dataclass(frozen=True)
 class PredictedTarget:
-    """The class the model predicts for each image; known after a forward pass.
+    """A target that depends on what the model predicts for each image; known after a forward pass.
 
     Attributes:
         output: See `ClassTarget`.
-        against: A rival for all images, or `runner_up`; None for no contrast. Where the rival itself is predicted,
-            the runner-up takes its place.
+        against: A rival for all images, or `runner_up`: the most probable of the other classes. None for no contrast.
+            Where the rival is itself the explained class, the runner-up takes its place.
+        chosen: Class explained for all images, or None for each image's predicted one.
     """
 
     output: Output = "logit"
     against: int | Literal["runner_up"] | None = None
+    chosen: int | None = None
 
     def resolve(self, logits: Tensor) -> ClassTarget:
-        """The predicted classes of `(N, K)` logits."""
-        if self.against is None:
-            return ClassTarget(logits.detach().argmax(dim=1), self.output)
+        """The classes of `(N, K)` logits."""
         top = logits.detach().topk(2, dim=1).indices
-        rivals = top[:, 1]
+        classes = top[:, 0] if self.chosen is None else torch.full_like(top[:, 0], self.chosen)
+        if self.against is None:
+            return ClassTarget(classes, self.output)
+        rivals = torch.where(top[:, 0] == classes, top[:, 1], top[:, 0])
         if self.against != RUNNER_UP:
             wanted = torch.full_like(rivals, self.against)
-            rivals = torch.where(wanted == top[:, 0], rivals, wanted)
-        return ClassTarget(top[:, 0], self.output, rivals)
+            rivals = torch.where(wanted == classes, rivals, wanted)
+        return ClassTarget(classes, self.output, rivals)
 
     def check(self, classes: int) -> None:
-        """Refuse a rival the classifier does not have.
+        """Refuse classes the classifier does not have.
 
         Raises:
             RequestError: A class index outside `0..K-1`.
         """
-        if isinstance(self.against, int):
-            ClassTarget(torch.tensor([self.against])).check(classes)
+        named = [index for index in (self.chosen, self.against) if isinstance(index, int)]
+        ClassTarget(torch.tensor(named, dtype=torch.long)).check(classes)
 
     def part(self, rows: slice | Tensor) -> PredictedTarget:
         """The target of some rows of the batch."""

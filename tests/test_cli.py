@@ -284,7 +284,7 @@ def test_methods_are_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert [card["id"] for card in told] == list(methods.METHODS)
     smoothgrad = next(card for card in told if card["id"] == "smoothgrad")
-    assert [parameter["name"] for parameter in smoothgrad["parameters"]] == ["samples", "noise"]
+    assert [parameter["name"] for parameter in smoothgrad["parameters"]] == ["samples", "noise", "tolerance"]
     assert smoothgrad["passes"] == 50
     assert "refusal" not in smoothgrad
     assert main(["methods"]) == 0

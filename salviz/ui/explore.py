@@ -124,12 +124,18 @@ def _facts(shown: Shown | None) -> None:
         f"{shown.card.title}{where}, native {width} × {height}",
         f"{round(exploration.passes)} passes in {exploration.seconds:.1f} s",
     ]
+    if exploration.standard_error is not None:
+        parts.append(f"standard error {_share(float(exploration.standard_error[0]))} of its spread")
     if exploration.completeness is not None:
         parts.append(f"completeness error {format_value(float(exploration.completeness[0]))}")
     values = exploration.native_map(is_signed=False)
     if float(values.max()) == float(values.min()):
         parts.append("the map is flat: no place counts more than another")
     st.caption(" · ".join([*parts, *shown.picture.notes]))
+
+
+def _share(value: float) -> str:
+    return "unknown" if value != value else f"{100 * value:.2g} %"
 
 
 def empty(view: View) -> None:
@@ -194,7 +200,7 @@ def _top_five(shown: Shown) -> None:
     names, values = [shown.name(index) for index in top.indices.tolist()], top.values.tolist()
     st.caption("Most probable classes")
     st.plotly_chart(
-        figures.top_classes(names, values, target=shown.explained, theme=panels.theme()),
+        figures.top_classes(names, values, target=shown.name(int(shown.exploration.classes[0])), theme=panels.theme()),
         theme=None,
         key="top_five",
         config={"displayModeBar": False},

@@ -89,16 +89,16 @@ def _widget(parameter: Any, key: str) -> Any:
     )
 
 
-def target(loaded: Any, picture: Picture | None) -> tuple[int | None, int | None]:
-    """The explained class (None: predicted) and the true class (None: not known)."""
+def target(loaded: Any, picture: Picture | None) -> tuple[int | None, Any, int | None]:
+    """The explained class (None: predicted), its rival (None: no contrast) and the true class (None: not known)."""
     if loaded is None:
         st.skeleton(60)
-        return None, None
+        return None, None, None
     labels = loaded.classifier.labels
     count = len(labels)
     first = session.tops().get((picture.digest, loaded.key)) if picture is not None else ()
     options: list[Any] = ["predicted", *first, *(index for index in range(count) if index not in set(first))]
-    for key, default in (("target", "predicted"), ("label", "unknown")):
+    for key, default in (("target", "predicted"), ("against", "none"), ("label", "unknown")):
         value = st.session_state[key]
         if isinstance(value, int) and value >= count:
             state.notice(f"{loaded.classifier.title} has no class {value}: the {key} was left out.")
@@ -111,8 +111,26 @@ def target(loaded: Any, picture: Picture | None) -> tuple[int | None, int | None
         help="What the map explains. “Predicted for each input” is COSE's rule: each variant's map explains the "
         "class predicted for that variant. Type to search by name.",
     )
-    label = _label(labels, count, picture)
-    return (None if chosen == "predicted" else int(chosen)), label
+    explained = None if chosen == "predicted" else int(chosen)
+    return explained, _rival(labels, options[1:], explained), _label(labels, count, picture)
+
+
+def _rival(labels: Any, classes: list[int], explained: int | None) -> Any:
+    """The class a contrast is against."""
+    from salviz.targets import RUNNER_UP
+
+    titles = {"none": "Nothing: the class by itself", RUNNER_UP: "The most probable other class"}
+    if st.session_state["against"] == explained:
+        st.session_state["against"] = RUNNER_UP
+    chosen = st.selectbox(
+        "Rather than",
+        [*titles, *(index for index in classes if index != explained)],
+        format_func=lambda key: titles[key] if key in titles else labels.short(key),
+        key="against",
+        help="A contrast explains why the model says the target class and not this one: the map is that of the "
+        "difference of their scores.",
+    )
+    return None if chosen == "none" else chosen
 
 
 def _label(labels: Any, count: int, picture: Picture | None) -> int | None:

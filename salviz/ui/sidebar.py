@@ -44,7 +44,7 @@ def choose() -> Pick:
         model_id = _model()
         loaded = _load(model_id, problems)
         method_id, parameters = settings.method(loaded)
-        target, label = settings.target(loaded, picture)
+        target, against, label = settings.target(loaded, picture)
         variants, changes, extra = settings.rest(loaded, picture)
     request = None
     if picture is not None and loaded is not None:
@@ -57,6 +57,7 @@ def choose() -> Pick:
                 method=method_id,
                 parameters=parameters,
                 target=target,
+                against=against,
                 label=label,
                 variants=variants,
                 changes=changes,

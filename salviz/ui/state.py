@@ -60,8 +60,8 @@ def _between(low: float, high: float) -> Callable[[str], float]:
     return read
 
 
-def _class_or(word: str) -> Callable[[str], int | str]:
-    return lambda text: word if text == word else _index(text)
+def _class_or(*words: str) -> Callable[[str], int | str]:
+    return lambda text: text if text in words else _index(text)
 
 
 def _index(text: str) -> int:
@@ -107,6 +107,7 @@ FIELDS: tuple[Field, ...] = (
     Field("model", "tf_efficientnet_lite0"),
     Field("method", "grad_cam", _method),
     Field("target", "predicted", _class_or("predicted")),
+    Field("against", "none", _class_or("none", "runner_up")),
     Field("label", "unknown", _class_or("unknown")),
     Field("output", "logit", _one_of("logit", "probability")),
     Field("aug", list(AUGMENTATIONS), _augmentations, ",".join),

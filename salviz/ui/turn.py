@@ -50,6 +50,7 @@ def turn(shown: Shown) -> None:
         method=asked.method,
         parameters=dict(asked.settings),
         target=asked.target,
+        against=asked.against,
         output=asked.output,
         label=asked.label,
         variants=variants,

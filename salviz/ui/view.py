@@ -40,8 +40,11 @@ class Shown:
 
     @property
     def explained(self) -> str:
-        """Short name of the class the clean map explains."""
-        return self.name(int(self.exploration.classes[0]))
+        """Short name of the class the clean map explains; of both in a contrast."""
+        name = self.name(int(self.exploration.classes[0]))
+        if self.exploration.rivals is None:
+            return name
+        return f"{name} rather than {self.name(int(self.exploration.rivals[0]))}"
 
 
 @dataclass

@@ -1,0 +1,71 @@
+"""Means with their errors: against numpy, and against what sampling really does."""
+
+import numpy as np
+import torch
+
+from salviz import engine
+from salviz.methods.sampling import Estimate, unfinished
+from salviz.targets import ClassTarget
+from tests.models import images, timm_model
+
+
+def test_moments_equal_numpys() -> None:
+    samples = np.random.default_rng(0).normal(3, 2, (40, 2, 5, 6))
+    found = Estimate(torch.zeros(2, 5, 6, dtype=torch.float64))
+    for sample in samples[:30]:
+        found.add(torch.from_numpy(sample))
+    for sample in samples[30:]:  # the second image goes on alone
+        found.add(torch.from_numpy(sample[1:]), torch.tensor([1]))
+    assert found.count.tolist() == [30, 40]
+    for image, count in ((0, 30), (1, 40)):
+        own = samples[:count, image]
+        np.testing.assert_allclose(found.mean[image], own.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(found.variance()[image], own.var(0, ddof=1), rtol=1e-10)
+        noise = np.sqrt((own.var(0, ddof=1) / count).mean())
+        np.testing.assert_allclose(found.error()[image], noise / own.mean(0).std(ddof=1), rtol=1e-6)
+
+
+def test_edges() -> None:
+    found = Estimate(torch.zeros(1, 4, 4))
+    assert torch.isnan(found.error()).all()
+    found.add(torch.ones(1, 4, 4))
+    assert torch.isnan(found.error()).all(), "one sample has no error"
+    found.add(torch.ones(1, 4, 4))
+    assert found.error().tolist() == [0.0], "no noise and no contrast"
+    active = torch.tensor([0, 1, 2])
+    assert unfinished(active, torch.tensor([0.1, 0.3, float("nan")]), 0.2).tolist() == [1, 2]
+    assert unfinished(active, torch.tensor([0.1, 0.3, float("nan")]), 0.0).tolist() == [0, 1, 2]
+
+
+def smooth(digests: list[str], method: str = "smoothgrad", **settings: float) -> engine.Explained:
+    classifier, x = timm_model("test_resnet"), images(2, 96)
+    return engine.explain(
+        classifier, x[: len(digests)], method=method, digests=digests, parameters=settings,
+        target=ClassTarget(torch.tensor([3, 7])[: len(digests)]),
+    )  # fmt: skip
+
+
+def test_the_error_told_is_the_error_made() -> None:
+    """Over repetitions with other noise, the distance to the mean is what the standard error says."""
+    runs = [smooth([f"{run}"], samples=16) for run in range(12)]
+    maps = torch.stack([run.maps[0] for run in runs])
+    made = (maps.var(dim=0).mean().sqrt() / maps.flatten(1).std(dim=1).median()).item()
+    told = torch.cat([run.standard_error for run in runs]).median().item()
+    assert 0.9 < told / made < 1.1
+
+
+def test_a_tolerance_stops_each_image_by_itself() -> None:
+    both = smooth(["a", "b"], samples=400, tolerance=0.5)
+    assert (both.standard_error <= 0.5).all()
+    assert (both.samples < 400).all()
+    assert both.samples.remainder(8).eq(0).all()
+    alone = smooth(["a"], samples=400, tolerance=0.5)
+    assert alone.samples[0] == both.samples[0]
+    torch.testing.assert_close(alone.maps[0], both.maps[0], rtol=1e-3, atol=1e-5 * float(both.maps.abs().max()))
+
+
+def test_vargrad_is_the_variance_of_smoothgrads_samples() -> None:
+    mean = smooth(["a", "b"], samples=16).maps
+    square = smooth(["a", "b"], "smoothgrad_squared", samples=16).maps
+    variance = smooth(["a", "b"], "vargrad", samples=16).maps
+    torch.testing.assert_close(variance, square - mean.square(), rtol=1e-3, atol=1e-4 * float(square.max()))
