@@ -6,7 +6,7 @@ comparable maps -> realigned -> SSIM and Spearman against the clean map -> consi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -264,31 +264,66 @@ class _Run:
 
     def result(self) -> Exploration:
         """What is known so far, on the CPU."""
-        parts = self.parts
-
-        def joined(name: str) -> Tensor | None:
-            values = [getattr(part, name) for part in parts]
-            return None if any(value is None for value in values) else torch.cat(values).cpu()
-
-        layer = None
-        if any(parameter.name == "layer" for parameter in self.card.parameters):
-            layer = target_layer(self.classifier, self.request.settings["layer"] or None).name
-        self.last = Exploration(
-            request=self.request,
-            frames=self.frames.cpu(),
-            placement=self.placement,
-            raw=torch.cat([part.maps for part in parts]).cpu(),
-            logits=torch.cat([part.logits for part in parts]).cpu(),
-            classes=torch.cat([part.classes for part in parts]).cpu(),
-            rivals=joined("rivals"),
-            ssim=torch.cat(self.ssim).cpu(),
-            completeness=joined("completeness"),
-            standard_error=joined("standard_error"),
-            layer=layer,
-            seconds=sum(part.seconds for part in parts),
-            passes=sum(part.passes for part in parts),
+        self.last = _exploration(
+            self.classifier,
+            self.request,
+            self.frames,
+            self.placement,
+            self.parts,
+            torch.cat(self.ssim),
         )
         return self.last
+
+
+def _exploration(
+    classifier: Classifier,
+    request: Request,
+    frames: Tensor,
+    placement: Placement,
+    parts: Sequence[engine.Explained],
+    similarity: Tensor,
+) -> Exploration:
+    """An exploration on the CPU from the engine's parts, row 0 first."""
+
+    def joined(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else torch.cat(values).cpu()
+
+    layer = None
+    if "layer" in request.settings:
+        layer = target_layer(classifier, request.settings["layer"] or None).name
+    return Exploration(
+        request=request,
+        frames=frames.cpu(),
+        placement=placement,
+        raw=torch.cat([part.maps for part in parts]).cpu(),
+        logits=torch.cat([part.logits for part in parts]).cpu(),
+        classes=torch.cat([part.classes for part in parts]).cpu(),
+        ssim=similarity.cpu(),
+        completeness=joined("completeness"),
+        layer=layer,
+        seconds=sum(part.seconds for part in parts),
+        passes=sum(part.passes for part in parts),
+        rivals=joined("rivals"),
+        standard_error=joined("standard_error"),
+    )
+
+
+def single(
+    classifier: Classifier, picture: Picture, request: Request, frame: Tensor, explained: engine.Explained
+) -> Exploration:
+    """An exploration of the clean image alone, from what the engine found for it.
+
+    Args:
+        classifier: What was explained.
+        picture: The photograph.
+        request: What was asked; without variants and changes.
+        frame: `(1, 3, H, W)` uint8, what the model saw.
+        explained: One row.
+    """
+    placement = classifier.preprocessing.placement(picture.image.size)
+    undefined = torch.full((1,), float("nan"))
+    return _exploration(classifier, request, frame, placement, [explained], undefined)
 
 
 def size_in_bytes(exploration: Exploration) -> int:

@@ -5,7 +5,7 @@ Display choices only: everything here re-blends stored maps in a few millisecond
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -87,11 +87,7 @@ def on_photograph(
     found = exploration.native_map(is_signed=is_signed)[None]
     frame = (int(exploration.frames.shape[2]), int(exploration.frames.shape[3]))
     found = maps.resize(found, frame) if is_smooth else maps.repeat_cells(found, frame)
-    placement = exploration.placement
-    across, down = size[0] / placement.size[0], size[1] / placement.size[1]
-    left, top, right, bottom = placement.box
-    scaled = replace(placement, size=size, box=(left * across, top * down, right * across, bottom * down))
-    return np.asarray(scaled.lay(found)[0].numpy(), dtype=np.float32)
+    return np.asarray(exploration.placement.scaled(size).lay(found)[0].numpy(), dtype=np.float32)
 
 
 def clean_limits(exploration: Exploration, display: Display) -> tuple[float, float]:

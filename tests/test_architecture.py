@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods", "similarity"}),
     frozenset({"maps", "engine", "request"}),
     frozenset({"exploration"}),
-    frozenset({"scores", "render", "figures"}),
+    frozenset({"comparison", "scores", "render", "figures"}),
     frozenset({"export"}),
     frozenset({"summary"}),
     frozenset({"cli", "ui"}),

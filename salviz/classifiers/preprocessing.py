@@ -49,6 +49,16 @@ class Placement:
     size: tuple[int, int]
     box: tuple[float, float, float, float]
 
+    def scaled(self, size: tuple[int, int]) -> Placement:
+        """The same frame on the photograph drawn at another size.
+
+        Args:
+            size: `(width, height)` in pixels.
+        """
+        across, down = size[0] / self.size[0], size[1] / self.size[1]
+        left, top, right, bottom = self.box
+        return Placement(size, (left * across, top * down, right * across, bottom * down))
+
     def lay(self, maps: Tensor, *, fill: float = float("nan")) -> Tensor:
         """Resample maps of the frame onto the original photograph.
 

@@ -1,0 +1,231 @@
+"""Several explanations of one image: equal to each by itself, in fewer passes, and how they agree."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.cluster.hierarchy import fcluster
+from scipy.stats import spearmanr
+
+from salviz import engine, maps, methods
+from salviz.comparison import Comparison, agree, compare
+from salviz.errors import Cancelled, RequestError
+from salviz.exploration import explore
+from salviz.images import Picture
+from salviz.request import Request, request_for
+from tests.golden import cose_inputs
+from tests.models import images, timm_model, toy
+
+PICTURE = Picture.from_rgb(Image.fromarray(cose_inputs.smooth_image_u8(64)).resize((90, 64)), name="waves")
+SET = ["smoothgrad", "grad_cam", "edge", "gradient", "layer_cam", "vargrad", "input_x_gradient", "smoothgrad_squared"]
+
+
+def request(classifier, method: str, **options: object) -> Request:
+    return request_for(PICTURE, classifier, method=method, variants=(), **options)
+
+
+def every(classifier, chosen: list[str] = SET) -> list[Request]:
+    return [request(classifier, method) for method in chosen]
+
+
+def test_a_row_is_the_exploration_of_its_request() -> None:
+    classifier = toy()
+    found = compare({classifier.digest: classifier}, PICTURE, every(classifier))
+    assert found.is_complete
+    assert [row.request.method for row in found.rows] == SET
+    for row in found.rows:
+        alone = explore(classifier, PICTURE, row.request)
+        assert torch.equal(row.raw, alone.raw)
+        assert torch.equal(row.logits, alone.logits)
+        assert (row.layer, row.placement, row.passes) == (alone.layer, alone.placement, alone.passes)
+
+
+def test_methods_share_their_passes() -> None:
+    """All CAMs one trunk and head, the gradients one backward, SmoothGrad's three one set of noisy copies."""
+    classifier = toy()
+    calls: list[int] = []
+    handle = classifier.runtime.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    try:
+        compare({classifier.digest: classifier}, PICTURE, every(classifier))
+    finally:
+        handle.remove()
+    # 1 for the CAMs, 1 for the gradients, 25 noisy copies, 1 prediction for the methods without one of their own.
+    assert sum(calls) == 1 + 1 + 25 + 1
+    size = classifier.preprocessing.input_size
+    assert engine.passes(dict.fromkeys(SET), size) == 1 + 2 + 50
+
+
+def test_a_set_gives_what_each_method_gives_alone() -> None:
+    classifier, x, digests = timm_model("test_resnet"), images(3, 96), ["a", "b", "c"]
+    chosen = {
+        "grad_cam": None,
+        "gradient": None,
+        "smoothgrad": {"samples": 3},
+        "vargrad": {"samples": 3},
+        "random": None,
+    }
+    told: list[str] = []
+    together = engine.explain_set(
+        classifier, x, methods=chosen, digests=digests, batch_size=2, publish=lambda name, found: told.append(name)
+    )
+    assert list(together) == list(chosen)
+    assert told == ["random", "grad_cam", "gradient", "smoothgrad", "vargrad"], "cheap ones first"
+    for name, settings in chosen.items():
+        alone = engine.explain(classifier, x, method=name, parameters=settings, digests=digests)
+        scale = alone.maps.abs().max()
+        torch.testing.assert_close(together[name].maps / scale, alone.maps / scale, atol=1e-4, rtol=1e-3)
+        assert together[name].passes == alone.passes
+
+
+def test_a_set_that_does_not_fit_is_cut_and_gives_the_same() -> None:
+    classifier, x, digests = timm_model("test_resnet"), images(4, 96), list("abcd")
+    chosen = {"grad_cam": None, "gradient": None, "smoothgrad": {"samples": 3}}
+    plain = engine.explain_set(classifier, x, methods=chosen, digests=digests)
+    sizes: list[int] = []
+
+    def tight(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        # The CAM fits, the graph of the gradient does not.
+        if len(inputs[0]) > 1 and torch.is_grad_enabled() and inputs[0].requires_grad:
+            raise torch.OutOfMemoryError("too many")
+
+    handle = classifier.runtime.register_forward_pre_hook(tight)
+    try:
+        found = engine.explain_set(classifier, x, methods=chosen, digests=digests)
+    finally:
+        handle.remove()
+    assert sizes[0] == 4
+    for name in chosen:
+        assert len(found[name].maps) == 4
+        scale = plain[name].maps.abs().max()
+        torch.testing.assert_close(found[name].maps / scale, plain[name].maps / scale, atol=1e-4, rtol=1e-3)
+
+
+def test_cheap_rows_come_first_and_partial_results_grow() -> None:
+    classifier = toy()
+    seen: list[list[str]] = []
+    compare(
+        {classifier.digest: classifier}, PICTURE, every(classifier, ["smoothgrad", "grad_cam", "random"]),
+        publish=lambda partial: seen.append([row.request.method for row in partial.rows]),
+    )  # fmt: skip
+    assert seen[:3] == [["random"], ["grad_cam", "random"], ["smoothgrad", "grad_cam", "random"]]
+
+
+def test_what_cannot_be_explained_costs_the_others_nothing() -> None:
+    vit = timm_model("test_vit")
+    asked = [
+        request(vit, "guided_backprop"),
+        request(vit, "gradient"),
+        request(vit, "grad_cam", parameters={"layer": "x"}),
+    ]
+    found = compare({vit.digest: vit}, PICTURE, asked)
+    assert found.is_complete
+    assert [row.request.method for row in found.rows] == ["gradient"]
+    assert "ReLU nets only" in found.problems[asked[0].digest]
+    assert "no layer 'x'" in found.problems[asked[2].digest]
+
+
+def test_models_and_classes_as_rows() -> None:
+    cnn, vit = timm_model("test_resnet"), timm_model("test_vit")
+    asked = [
+        request(cnn, "grad_cam"), request(vit, "grad_cam"), request(cnn, "grad_cam", target=7),
+        request(cnn, "grad_cam", against="runner_up"),
+    ]  # fmt: skip
+    found = compare({cnn.digest: cnn, vit.digest: vit}, PICTURE, asked)
+    assert [row.request for row in found.rows] == asked
+    assert int(found.rows[2].classes[0]) == 7
+    assert found.rows[3].rivals is not None
+    assert np.isfinite(found.agreement.spearman).all()
+
+
+def test_progress_rises_to_its_total_over_all_groups() -> None:
+    cnn, vit = timm_model("test_resnet"), timm_model("test_vit")
+    asked = [request(net, method) for net in (cnn, vit) for method in ("gradient", "grad_cam")]
+    ticks: list[tuple[int, int]] = []
+    compare({cnn.digest: cnn, vit.digest: vit}, PICTURE, asked, progress=lambda *tick: ticks.append(tick))
+    assert ticks == sorted(ticks)
+    assert {total for _, total in ticks} == {6}
+    assert ticks[-1] == (6, 6)
+
+
+def test_cancel_ends_it() -> None:
+    classifier = toy()
+
+    def stop(done: int, total: int) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        compare({classifier.digest: classifier}, PICTURE, every(classifier), progress=stop)
+
+
+def test_agreement_equals_scipys_on_the_same_maps() -> None:
+    classifier = toy()
+    found = compare({classifier.digest: classifier}, PICTURE, every(classifier, ["gradient", "grad_cam", "edge"]))
+    flat = [
+        maps.comparable(row.raw, methods.get(row.request.method).card, (32, 32)).flatten().numpy() for row in found.rows
+    ]
+    np.testing.assert_allclose(found.agreement.spearman, spearmanr(np.stack(flat), axis=1).statistic, atol=1e-5)
+    assert (np.diag(found.agreement.ssim) == 1).all()
+    np.testing.assert_array_equal(found.agreement.ssim, found.agreement.ssim.T)
+
+
+def test_maps_of_different_frames_meet_on_the_photograph() -> None:
+    """The same map under two crops agrees with itself; under a third that is shifted it does not."""
+    classifier = toy()
+    row = explore(classifier, PICTURE, request(classifier, "grad_cam"))
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    ramp = dataclasses.replace(row, raw=(3 * x + y)[None])
+    # The right half of the frame, seen by a model of its own at twice the resolution.
+    left, top, right, bottom = row.placement.box
+    half = dataclasses.replace(row.placement, box=((left + right) / 2, top, right, bottom))
+    fine = torch.nn.functional.interpolate(ramp.raw[None, :, :, 16:], size=(32, 32), mode="bilinear")[0]
+    part = dataclasses.replace(row, raw=fine, placement=half)
+    assert agree([ramp, part]).spearman[0, 1] > 0.999
+    assert agree([ramp, dataclasses.replace(part, raw=fine.flip(2))]).spearman[0, 1] < 0
+
+
+def test_flat_maps_agree_with_nothing_and_leave_no_tree() -> None:
+    classifier = toy()
+    row = explore(classifier, PICTURE, request(classifier, "grad_cam"))
+    flat = dataclasses.replace(row, raw=torch.zeros_like(row.raw))
+    found = agree([row, flat])
+    assert np.isnan(found.spearman[0, 1])
+    assert np.isnan(found.spearman[1, 1])
+    assert found.spearman[0, 0] == 1
+    assert found.linkage() is None
+    assert agree([row]).linkage() is None
+
+
+def test_the_tree_joins_what_agrees() -> None:
+    classifier = toy()
+    asked = every(classifier, ["gradient", "smoothgrad_squared", "grad_cam", "layer_cam"])
+    found = compare({classifier.digest: classifier}, PICTURE, asked)
+    rank = found.agreement.spearman
+    tree = found.agreement.linkage()
+    assert tree is not None
+    np.testing.assert_allclose(tree[0, 2], 1 - rank[~np.eye(4, dtype=bool)].max(), atol=1e-12)
+    assert len(set(fcluster(tree, 2, "maxclust"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"image": "other"}, "another picture"),
+        ({"weights": "other"}, "another model"),
+        ({"precision": "bfloat16"}, "another model"),
+        ({"variants": ("blur",)}, "have no variants"),
+    ],
+)
+def test_rows_that_do_not_belong_are_refused(change: dict, sentence: str) -> None:
+    classifier = toy()
+    asked = dataclasses.replace(request(classifier, "gradient"), **change)
+    with pytest.raises(RequestError, match=sentence):
+        compare({classifier.digest: classifier}, PICTURE, [asked])
+
+
+def test_nothing_to_compare() -> None:
+    with pytest.raises(RequestError, match="at least one row"):
+        compare({}, PICTURE, [])
+    assert Comparison((), {}, {}).is_complete
