@@ -14,16 +14,20 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from salviz.classifiers.loading import load
+    from salviz.comparison import compare
+    from salviz.explaining import explain
     from salviz.exploration import explore
     from salviz.request import Request
 
 _LAZY = {
     "load": "salviz.classifiers.loading",
+    "compare": "salviz.comparison",
+    "explain": "salviz.explaining",
     "explore": "salviz.exploration",
     "Request": "salviz.request",
 }
 
-__all__ = ["Request", "SalvizError", "__version__", "explore", "load"]
+__all__ = ["Request", "SalvizError", "__version__", "compare", "explain", "explore", "load"]
 
 
 def __getattr__(name: str) -> Any:

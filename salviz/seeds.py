@@ -20,6 +20,14 @@ def seed_of(seed: int, image_digest: str, purpose: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """Content digest of an image that came as a tensor: shape, type and values, whatever its device and layout."""
+    content = tensor.detach().cpu().contiguous()
+    digest = hashlib.blake2b(f"{tuple(content.shape)}|{content.dtype}|".encode(), digest_size=16)
+    digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def generators(
     seed: int, image_digests: Sequence[str], purpose: str, device: torch.device | str = "cpu"
 ) -> list[torch.Generator]:

@@ -114,4 +114,29 @@ class PredictedTarget:
         return self
 
 
+@dataclass(frozen=True)
+class TopTarget:
+    """Each of the most probable classes of every image, explained one by one.
+
+    Attributes:
+        count: How many classes an image.
+        output: See `ClassTarget`.
+    """
+
+    count: int
+    output: Output = "logit"
+
+    def expand(self, logits: Tensor) -> ClassTarget:
+        """One entry an image and class, image by image: `(N, K)` logits -> `N * count` classes.
+
+        Raises:
+            RequestError: Not a positive number, or more than there are classes.
+        """
+        if not 1 <= self.count <= logits.shape[1]:
+            raise RequestError(
+                f"The most probable {self.count} classes cannot be explained; there are {logits.shape[1]}."
+            )
+        return ClassTarget(logits.detach().topk(self.count, dim=1).indices.flatten(), self.output)
+
+
 Target = ClassTarget | PredictedTarget

@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"changes", "overlay", "targets", "transforms"}),
     frozenset({"methods", "similarity"}),
     frozenset({"maps", "engine", "request"}),
-    frozenset({"exploration"}),
+    frozenset({"explaining", "exploration"}),
     frozenset({"comparison", "scores", "render", "figures"}),
     frozenset({"export"}),
     frozenset({"summary"}),

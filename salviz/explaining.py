@@ -1,0 +1,95 @@
+"""The library's front door: photographs in, maps of several methods out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from salviz import engine
+from salviz.classifiers.classifier import Classifier
+from salviz.engine import Explained, Settings
+from salviz.errors import RequestError
+from salviz.images import Picture, open_path
+from salviz.seeds import tensor_digest
+from salviz.targets import ClassTarget, PredictedTarget, Target, TopTarget
+from salviz.work import Progress, silent
+
+Images = Tensor | Picture | Image.Image | str | Path | Sequence[Picture | Image.Image | str | Path]
+"""What can be explained: a batch in model space, or photographs in any of these forms."""
+
+
+def explain(
+    classifier: Classifier,
+    images: Images,
+    *,
+    methods: Sequence[str] | Mapping[str, Settings | None] = ("grad_cam",),
+    target: int | Sequence[int] | Target | TopTarget | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: Progress = silent,
+) -> dict[str, Explained]:
+    """Explain images with several methods in the fewest passes (see `engine.explain_set`).
+
+    Args:
+        classifier: What is explained.
+        images: Photographs (files, Pillow images, `Picture`s), one or many; or `(N, 3, H, W)` float32 in model space.
+        methods: Ids, or settings that differ from the defaults by id.
+        target: A class for all images, one an image, a target object, or None for each image's predicted class. With
+            `TopTarget(k)` every image has k rows, one a class, image by image.
+        seed: Seeds everything random, together with each image's content.
+        batch_size: Images in one model pass at the most.
+        progress: Called with (done, total) image passes; may raise `Cancelled`.
+
+    Returns:
+        Results by method id, in the order asked for; raw maps, in the order of the images.
+
+    Raises:
+        SalvizError: One plain sentence.
+    """
+    x, digests = _batch(classifier, images)
+    if isinstance(target, TopTarget):
+        logits = engine.predict(classifier, x, batch_size=batch_size)
+        count = target.count
+        target = target.expand(logits)
+        x = x.repeat_interleave(count, dim=0)
+        digests = [digest for digest in digests for _ in range(count)]
+    elif isinstance(target, int):
+        target = PredictedTarget(chosen=target)
+    elif target is not None and not isinstance(target, ClassTarget | PredictedTarget):
+        target = ClassTarget(torch.as_tensor(target, dtype=torch.long, device=x.device))
+    return engine.explain_set(
+        classifier,
+        x,
+        methods=dict(methods) if isinstance(methods, Mapping) else dict.fromkeys(methods),
+        target=target,
+        digests=digests,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def _batch(classifier: Classifier, images: Images) -> tuple[Tensor, list[str]]:
+    """Images in model space on the classifier's device, and their content digests."""
+    if isinstance(images, Tensor):
+        x = images.to(classifier.device)
+        # Where the content cannot be read (on the meta device), the place in the batch has to do.
+        digests = [str(i) for i in range(len(x))] if x.is_meta else [tensor_digest(image) for image in x]
+        return x, digests
+    given = [images] if isinstance(images, Picture | Image.Image | str | Path) else list(images)
+    if not given:
+        raise RequestError("There is no image to explain. Give at least one.")
+    pictures = [_picture(image) for image in given]
+    prep = classifier.preprocessing
+    frames = torch.stack([prep.frame(picture.image) for picture in pictures]).to(classifier.device)
+    return prep.normalise(frames), [picture.digest for picture in pictures]
+
+
+def _picture(image: Picture | Image.Image | str | Path) -> Picture:
+    if isinstance(image, Picture):
+        return image
+    return Picture.from_rgb(image.convert("RGB")) if isinstance(image, Image.Image) else open_path(image)
