@@ -12,5 +12,5 @@ explore.status(view)
 if view.shown is None:
     explore.empty(view)
 else:
-    explore.pictures_and_variants(view.shown)
+    explore.pictures_and_variants(view.shown, is_running=view.is_running)
     turn(view.shown)

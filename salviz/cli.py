@@ -77,7 +77,10 @@ def parser() -> argparse.ArgumentParser:
         "--augment", default="default", metavar="TOKENS",
         help="none, default (thirteen), paper (48), or tokens such as rotate:+45,flip_lr",
     )  # fmt: skip
-    changes.add_argument("--changes", default="", metavar="NAMES", help="changed models: untrained, checkpoint:LABEL")
+    changes.add_argument(
+        "--changes", default="untrained", metavar="NAMES",
+        help="changed models: untrained (default), checkpoint:LABEL, several by commas, or none",
+    )  # fmt: skip
     changes.add_argument(
         "--data-range", default="pair", metavar="RANGE",
         help="of SSIM: pair (default, the released code), or a number (2.0: the published table)",
@@ -96,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--out", metavar="DIR", help="folder for pictures, arrays, table and manifest")
     shown.add_argument("--signed", action="store_true", help="draw the map with its sign")
     shown.add_argument("--colormap", default="auto", metavar="ID", help="of the pictures (default: %(default)s)")
-    shown.add_argument("--opacity", type=_share, default=0.5, metavar="X", help="0 to 1 (default: %(default)s)")
+    shown.add_argument("--opacity", type=_share, default=0.7, metavar="X", help="0 to 1 (default: %(default)s)")
     shown.add_argument("--json", action="store_true", help="print the manifest instead of a summary")
 
     models = commands.add_parser("models", help="list the suggested classifiers")
@@ -173,7 +176,7 @@ def _explain(options: argparse.Namespace) -> None:
         output=options.output,
         label=_label(labels, options.label, picture),
         variants=variants,
-        changes=_parts(options.changes),
+        changes=() if options.changes == "none" else _parts(options.changes),
         data_range=data_range,
         seed=options.seed,
     )

@@ -7,8 +7,9 @@ other: what draws and exports one does so here, and its request opens it in Expl
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 
@@ -21,10 +22,11 @@ from salviz import engine, maps, methods
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.preprocessing import Placement
 from salviz.errors import Cancelled, RequestError, SalvizError
-from salviz.exploration import Exploration, single, size_in_bytes
+from salviz.exploration import Exploration, single
 from salviz.images import Picture
 from salviz.request import Request, precision_of
 from salviz.similarity import spearman, ssim
+from salviz.targets import RUNNER_UP
 from salviz.work import Progress, silent
 
 SIDE = 224
@@ -55,6 +57,11 @@ class Comparison:
         """Whether every request is answered or refused."""
         return len(self.found) + len(self.problems) == len({request.digest for request in self.requests})
 
+    @property
+    def nbytes(self) -> int:
+        """Memory its tensors take."""
+        return sum(row.nbytes for row in self.found.values())
+
     @cached_property
     def agreement(self) -> Agreement:
         """How alike the maps of the rows are, pair by pair."""
@@ -73,23 +80,42 @@ class Agreement:
     spearman: NDArray[np.float64]
     ssim: NDArray[np.float64]
 
-    def linkage(self) -> NDArray[np.float64] | None:
-        """Average linkage of the distances 1 - Spearman, as `scipy.cluster.hierarchy` writes it.
+    def tree(self) -> Tree | None:
+        """Average linkage of the distances 1 - Spearman, with leaves in the order that puts the alike together.
 
         Returns:
-            `(R - 1, 4)`, or None with fewer than two rows or where a correlation is undefined.
+            None with fewer than two rows or where a correlation is undefined.
         """
-        from scipy.cluster.hierarchy import linkage
+        from scipy.cluster.hierarchy import dendrogram, linkage
         from scipy.spatial.distance import squareform
 
         if len(self.spearman) < 2 or not np.isfinite(self.spearman).all():
             return None
-        distances = np.clip(1 - (self.spearman + self.spearman.T) / 2, 0, 2)
+        distances = np.clip(1 - self.spearman, 0, 2)
         np.fill_diagonal(distances, 0)
-        found: NDArray[np.float64] = linkage(
-            squareform(distances, checks=False), method="average", optimal_ordering=True
-        )
-        return found
+        joined = linkage(squareform(distances, checks=False), method="average", optimal_ordering=True)
+        drawn = dendrogram(joined, no_plot=True)
+        # scipy draws leaf k at 10 k + 5.
+        branches = [
+            ([(place - 5) / 10 for place in places], list(heights))
+            for places, heights in zip(drawn["icoord"], drawn["dcoord"], strict=True)
+        ]
+        return Tree(tuple(drawn["leaves"]), tuple(branches), joined)
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """A dendrogram.
+
+    Attributes:
+        order: Rows from one end to the other.
+        branches: Each as four places along the order and four heights (distances).
+        linkage: `(R - 1, 4)`, as `scipy.cluster.hierarchy` writes it.
+    """
+
+    order: tuple[int, ...]
+    branches: tuple[tuple[list[float], list[float]], ...]
+    linkage: NDArray[np.float64]
 
 
 Publish = Callable[[Comparison], None]
@@ -281,6 +307,31 @@ def _small(placement: Placement) -> Placement:
     return placement.scaled((max(5, round(width * scale)), max(5, round(height * scale))))
 
 
-def comparison_bytes(comparison: Comparison) -> int:
-    """Memory a comparison's tensors take."""
-    return sum(size_in_bytes(row) for row in comparison.rows)
+def comparison_digest(requests: Sequence[Request], top: int = 0) -> str:
+    """Hex digest of a comparison: equal exactly for equal rows in equal order.
+
+    Args:
+        requests: One a row.
+        top: Where the rows are the most probable classes: how many.
+    """
+    text = "|".join([str(top), *(request.digest for request in requests)])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def for_top_classes(classifier: Classifier, picture: Picture, request: Request, count: int) -> list[Request]:
+    """The request once for each of the most probable classes, the most probable first.
+
+    Args:
+        classifier: The model the request names.
+        picture: The photograph.
+        request: Its target is replaced; a rival that is the class itself becomes the runner-up.
+        count: How many classes; as many as there are at the most.
+    """
+    prep = classifier.preprocessing
+    frame = prep.frame(picture.image).to(classifier.device).unsqueeze(0)
+    logits = engine.predict(classifier, prep.normalise(frame))[0]
+    classes = logits.topk(min(count, len(logits))).indices.tolist()
+    return [
+        replace(request, target=index, against=RUNNER_UP if request.against == index else request.against)
+        for index in classes
+    ]

@@ -247,15 +247,17 @@ def _explain_part(
     seed: int,
     work: Work,
 ) -> Explained:
-    started = time.perf_counter()
     card = step.method.card
     logits = None
     if isinstance(target, PredictedTarget) and not card.explains_predicted:
+        # The prediction belongs to no method: it is neither counted nor timed.
         logits = shared_logits(classifier, x, work)
         target = target.resolve(logits)
+    started = time.perf_counter()
     # Made here, so that a part tried again after an out-of-memory error draws the same numbers.
     streams = generators(seed, digests, card.stream or card.id, x.device)
     found: Attribution = step.method.explain(classifier, x, target, generators=streams, work=work, **step.settings)
+    seconds = time.perf_counter() - started
     if found.logits is not None:
         logits = found.logits
     elif logits is None:
@@ -270,7 +272,7 @@ def _explain_part(
         found.standard_error,
         found.samples,
         step.passes * len(x),
-        time.perf_counter() - started,
+        seconds,
     )
 
 

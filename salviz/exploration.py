@@ -77,6 +77,12 @@ class Exploration:
         """`(h, w)` of the raw maps."""
         return int(self.raw.shape[-2]), int(self.raw.shape[-1])
 
+    @property
+    def nbytes(self) -> int:
+        """Memory its tensors take."""
+        tensors = (self.frames, self.raw, self.logits)
+        return sum(tensor.element_size() * tensor.nelement() for tensor in tensors)
+
     @cached_property
     def variants(self) -> tuple[Variant, ...]:
         """The augmentations of rows 1 to V, as far as they are done."""
@@ -124,13 +130,16 @@ class Exploration:
         """What the model saw in a row: `(3, H, W)` uint8 (the clean frame where the model was changed)."""
         return self.frames[row if row < len(self.frames) else 0]
 
-    def display_map(self, row: int, *, is_signed: bool, is_aligned: bool = True) -> tuple[Tensor, Tensor]:
+    def display_map(
+        self, row: int, *, is_signed: bool, is_aligned: bool = True, is_smooth: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """A row's map at input resolution, unscaled.
 
         Args:
             row: Which.
             is_signed: Sum of channels with its sign; else the method's unsigned form.
             is_aligned: Laid back on the clean frame; else in the row's own frame.
+            is_smooth: Interpolated; else the method's own cells as blocks.
 
         Returns:
             `(H, W)` float32 map, and `(H, W)` bool: where it is valid.
@@ -138,7 +147,8 @@ class Exploration:
         card = methods.get(self.request.method).card
         part = self.raw[row : row + 1]
         found = maps.signed(part) if is_signed else maps.unsigned(part, card.evidence)
-        found = maps.resize(found, (int(self.frames.shape[2]), int(self.frames.shape[3])))
+        size = (int(self.frames.shape[2]), int(self.frames.shape[3]))
+        found = maps.resize(found, size) if is_smooth else maps.repeat_cells(found, size)
         if is_aligned and 1 <= row <= len(self.variants):
             found, validity = realign(found, [self.variants[row - 1]])
             return found[0], validity.pixels[0]
@@ -324,9 +334,3 @@ def single(
     placement = classifier.preprocessing.placement(picture.image.size)
     undefined = torch.full((1,), float("nan"))
     return _exploration(classifier, request, frame, placement, [explained], undefined)
-
-
-def size_in_bytes(exploration: Exploration) -> int:
-    """Memory an exploration's tensors take."""
-    tensors = (exploration.frames, exploration.raw, exploration.logits)
-    return sum(tensor.element_size() * tensor.nelement() for tensor in tensors)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+if TYPE_CHECKING:
+    from salviz.comparison import Tree
 
 
 @dataclass(frozen=True)
@@ -16,15 +21,13 @@ class Palette:
     text: str
     muted: str
     grid: str
-    accent: str
     kept: str
     changed: str
-    bar: str
 
 
 PALETTES: dict[str, Palette] = {
-    "light": Palette("#1b1f24", "#5b6470", "#e3e6ea", "#1d5fa8", "#1d5fa8", "#c2570c", "#c9dcf1"),
-    "dark": Palette("#e8eaed", "#a4acb7", "#333940", "#7db4ec", "#7db4ec", "#f2a65a", "#2c4866"),
+    "light": Palette("#1b1f24", "#5b6470", "#e3e6ea", "#1d5fa8", "#c2570c"),
+    "dark": Palette("#e8eaed", "#a4acb7", "#333940", "#7db4ec", "#f2a65a"),
 }
 
 # A method has one colour everywhere; its family gives the hue, its place in the family the lightness.
@@ -33,6 +36,9 @@ FAMILY_HUES = {
     "paths": 265,
     "class activation maps": 20,
     "perturbation": 150,
+    "optimised masks": 185,
+    "relevance": 330,
+    "attention": 55,
     "controls": 0,
 }
 
@@ -55,43 +61,6 @@ def _layout(palette: Palette, height: int) -> dict[str, object]:
         "showlegend": False,
         "dragmode": False,
     }
-
-
-def top_classes(names: Sequence[str], probabilities: Sequence[float], *, target: str, theme: str) -> go.Figure:
-    """Bars of the most probable classes, names above their bars so that long ones stay whole.
-
-    Args:
-        names: Most probable first.
-        probabilities: In [0, 1].
-        target: Name of the explained class; drawn in the accent colour.
-        theme: `light` or `dark`.
-    """
-    palette = PALETTES[theme]
-    rows = list(range(len(names)))[::-1]
-    figure = go.Figure(
-        go.Bar(
-            x=list(probabilities),
-            y=rows,
-            orientation="h",
-            width=0.34,
-            marker={
-                "color": [palette.accent if name == target else palette.bar for name in names],
-                "line": {"width": 0},
-            },
-            hovertemplate="%{customdata}: %{x:.3f}<extra></extra>",
-            customdata=list(names),
-        )
-    )
-    for row, name, probability in zip(rows, names, probabilities, strict=True):
-        text = f"<b>{name}</b>" if name == target else name
-        figure.add_annotation(x=0, y=row + 0.36, text=text, showarrow=False, xanchor="left", xref="paper", align="left")
-        figure.add_annotation(
-            x=1, y=row + 0.36, text=f"{probability:.2f}", showarrow=False, xanchor="right", xref="paper"
-        )
-    figure.update_layout(**_layout(palette, 46 * len(rows) + 16))
-    figure.update_xaxes(range=[0, 1], visible=False, fixedrange=True)
-    figure.update_yaxes(range=[-0.4, len(rows) - 0.35], visible=False, fixedrange=True)
-    return figure
 
 
 def similarity_against_magnitude(
@@ -174,4 +143,60 @@ def similarity_against_magnitude(
         zerolinecolor=palette.grid,
         fixedrange=True,
     )
+    return figure
+
+
+_CELL = 34
+
+
+def agreement(
+    titles: Sequence[str],
+    values: Sequence[Sequence[float]],
+    tree: Tree | None,
+    *,
+    measure: str,
+    theme: str,
+) -> go.Figure:
+    """Pairwise agreement of maps as a matrix beside its dendrogram.
+
+    Args:
+        titles: R names.
+        values: `R x R` in [-1, 1]; NaN leaves a cell empty.
+        tree: Puts the alike together; None keeps the order and draws no branches.
+        measure: `spearman` or `ssim`.
+        theme: `light` or `dark`.
+    """
+    palette = PALETTES[theme]
+    order = list(range(len(titles))) if tree is None else list(tree.order)
+    cells = [[values[i][j] for j in order] for i in order]
+    shown = [[None if math.isnan(value) else value for value in row] for row in cells]
+    names = [titles[i] for i in order]
+    figure = make_subplots(cols=2, shared_yaxes=True, column_widths=[0.14, 0.86], horizontal_spacing=0.004)
+    for places, heights in () if tree is None else tree.branches:
+        figure.add_trace(
+            go.Scatter(
+                x=[-height for height in heights], y=places, mode="lines", hoverinfo="skip",
+                line={"color": palette.muted, "width": 1.5},
+            ),
+            row=1, col=1,
+        )  # fmt: skip
+    label = "Spearman" if measure == "spearman" else "SSIM"
+    figure.add_trace(
+        go.Heatmap(
+            z=shown, x=list(range(len(names))), y=list(range(len(names))), zmin=-1, zmax=1, colorscale="RdBu_r",
+            xgap=1, ygap=1, text=[["" if v is None else f"{v:.2f}".replace("-", "−") for v in row] for row in shown],
+            texttemplate="%{text}", customdata=[[f"{a} and {b}" for b in names] for a in names],
+            hovertemplate="%{customdata}: " + label + " %{z:.2f}<extra></extra>", hoverongaps=False, showscale=False,
+        ),
+        row=1, col=2,
+    )  # fmt: skip
+    # Names run down the right and, slanted, along the foot.
+    room = 7 * max(len(name) for name in names)
+    figure.update_layout(**_layout(palette, _CELL * len(names) + round(0.8 * room) + 24))
+    figure.update_layout(margin={"l": 8, "r": room + 16, "t": 8, "b": round(0.8 * room) + 16})
+    axis = {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False, "fixedrange": True, "ticks": ""}
+    figure.update_xaxes(visible=False, fixedrange=True, row=1, col=1)
+    figure.update_yaxes(**axis, autorange="reversed", showticklabels=False, zeroline=False, row=1, col=1)
+    figure.update_xaxes(**axis, tickangle=-55, zeroline=False, row=1, col=2)
+    figure.update_yaxes(**axis, side="right", showticklabels=True, zeroline=False, row=1, col=2)
     return figure

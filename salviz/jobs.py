@@ -35,6 +35,7 @@ class Job:
         done: Steps made.
         total: Steps expected.
         partial: What is known so far, while running.
+        published: How often something new was published.
         result: What came out, once `done`.
         error: One sentence, once `failed`.
         started: Monotonic time at which the work began.
@@ -45,6 +46,7 @@ class Job:
     done: int = 0
     total: int = 0
     partial: Any = None
+    published: int = 0
     result: Any = None
     error: str | None = None
     started: float | None = None
@@ -76,6 +78,7 @@ class Job:
     def publish(self, partial: Any) -> None:
         """Called by the work when it has something worth showing."""
         self.partial = partial
+        self.published += 1
 
     def look(self, watcher: str) -> bool:
         """Note that a watcher still waits for the job.
@@ -156,6 +159,11 @@ class JobRunner:
         """Whether the result of a key is at hand."""
         with self._lock:
             return key in self._kept
+
+    def is_open(self, key: str) -> bool:
+        """Whether somebody's job of this key waits or works."""
+        with self._lock:
+            return key in self._open
 
     def place(self, job: Job) -> int:
         """How many jobs are before this one (0: it runs or is over)."""

@@ -131,6 +131,35 @@ def pictures(exploration: Exploration, picture: Picture, display: Display, *, wi
     )
 
 
+def compared(
+    exploration: Exploration,
+    picture: Picture,
+    display: Display,
+    *,
+    part: Literal["map", "overlay"],
+    width: int,
+    scale: Exploration | None = None,
+) -> Pixels:
+    """A row of a comparison on the whole photograph: `(h, width, 3)` uint8.
+
+    Args:
+        exploration: The row.
+        picture: The photograph.
+        display: Display choices; the map always shows the method's own cells.
+        part: `map`, or `overlay` over the photograph.
+        width: In pixels.
+        scale: The row whose range both have; its own where None.
+    """
+    photo = photograph(picture, width)
+    size = (photo.shape[1], photo.shape[0])
+    is_smooth = part == "overlay" and display.is_smooth
+    found = on_photograph(exploration, size, is_signed=display.is_signed, is_smooth=is_smooth)
+    low, high = clean_limits(exploration if scale is None else scale, display)
+    if part == "map":
+        return colorize(found, display.colormap_id, low, high)
+    return overlay(photo, found, display.colormap_id, low, high, display.opacity, follow_value=display.follows_value)
+
+
 def _frame_pixels(frame: torch.Tensor) -> Pixels:
     return np.ascontiguousarray(frame.permute(1, 2, 0).numpy())
 
@@ -144,7 +173,9 @@ def row_overlay(exploration: Exploration, row: int, display: Display, *, is_alig
         display: Display choices.
         is_aligned: The map laid back on the clean frame; else in the row's own frame, over that frame.
     """
-    found, valid = exploration.display_map(row, is_signed=display.is_signed, is_aligned=is_aligned)
+    found, valid = exploration.display_map(
+        row, is_signed=display.is_signed, is_aligned=is_aligned, is_smooth=display.is_smooth
+    )
     values = found.numpy()
     if display.scale == "shared":
         low, high = clean_limits(exploration, display)

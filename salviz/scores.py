@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,9 @@ from salviz.metrics.cose import CoseResult, Rows, bootstrap
 
 DRAWS = 1000
 """Bootstrap draws behind an interval where nothing else is asked for."""
+
+FEWEST = 3
+"""Rows an interval needs."""
 
 _known: WeakKeyDictionary[Exploration, dict[int, CoseResult]] = WeakKeyDictionary()
 
@@ -43,6 +47,8 @@ def cose_rows(exploration: Exploration) -> Rows:
 def scores(exploration: Exploration, *, draws: int = DRAWS) -> CoseResult:
     """Consistency, sensitivity and COSE with 95 % bootstrap intervals; computed once an exploration.
 
+    A score that rests on fewer than `FEWEST` rows has no interval, nor has COSE where one of its halves has none.
+
     There is one image only, so rows are drawn: the intervals say how much the scores depend on which variants
     were chosen, not how they would vary between images.
 
@@ -55,8 +61,19 @@ def scores(exploration: Exploration, *, draws: int = DRAWS) -> CoseResult:
     """
     found = _known.setdefault(exploration, {})
     if draws not in found:
-        found[draws] = bootstrap(cose_rows(exploration), unit="row", seed=exploration.request.seed, draws=draws)
+        drawn = bootstrap(cose_rows(exploration), unit="row", seed=exploration.request.seed, draws=draws)
+        found[draws] = _without_thin_intervals(drawn)
     return found[draws]
+
+
+def _without_thin_intervals(result: CoseResult) -> CoseResult:
+    """No interval from fewer than three rows, which could not carry one; COSE stands on both halves."""
+    thin = {name: getattr(result, name).count < FEWEST for name in ("consistency", "sensitivity")}
+    thin["cose"] = any(thin.values())
+    nothing = {"low": math.nan, "high": math.nan}
+    return replace(
+        result, **{name: replace(getattr(result, name), **nothing) for name, is_thin in thin.items() if is_thin}
+    )
 
 
 def describe(result: CoseResult, name: Literal["consistency", "sensitivity", "cose"]) -> str:

@@ -1,6 +1,7 @@
 """Several explanations of one image: equal to each by itself, in fewer passes, and how they agree."""
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy.cluster.hierarchy import fcluster
 from scipy.stats import spearmanr
 
 from salviz import engine, maps, methods
-from salviz.comparison import Comparison, agree, compare
+from salviz.comparison import Comparison, agree, compare, comparison_digest, for_top_classes
 from salviz.errors import Cancelled, RequestError
 from salviz.exploration import explore
 from salviz.images import Picture
@@ -140,6 +141,18 @@ def test_models_and_classes_as_rows() -> None:
     assert np.isfinite(found.agreement.spearman).all()
 
 
+def test_the_most_probable_classes_as_rows() -> None:
+    classifier = timm_model("test_resnet")
+    base = request(classifier, "grad_cam", against=3)
+    asked = for_top_classes(classifier, PICTURE, base, 4)
+    found = compare({classifier.digest: classifier}, PICTURE, asked)
+    top = found.rows[0].logits[0].topk(4).indices.tolist()
+    assert [int(row.classes[0]) for row in found.rows] == top
+    assert all(int(row.rivals[0]) == 3 for row in found.rows if int(row.classes[0]) != 3)
+    assert for_top_classes(classifier, PICTURE, replace(base, against=top[0]), 1)[0].against == "runner_up"
+    assert len({comparison_digest(asked), comparison_digest(asked[:2]), comparison_digest(asked, 4)}) == 3
+
+
 def test_progress_rises_to_its_total_over_all_groups() -> None:
     cnn, vit = timm_model("test_resnet"), timm_model("test_vit")
     asked = [request(net, method) for net in (cnn, vit) for method in ("gradient", "grad_cam")]
@@ -194,8 +207,8 @@ def test_flat_maps_agree_with_nothing_and_leave_no_tree() -> None:
     assert np.isnan(found.spearman[0, 1])
     assert np.isnan(found.spearman[1, 1])
     assert found.spearman[0, 0] == 1
-    assert found.linkage() is None
-    assert agree([row]).linkage() is None
+    assert found.tree() is None
+    assert agree([row]).tree() is None
 
 
 def test_the_tree_joins_what_agrees() -> None:
@@ -203,10 +216,12 @@ def test_the_tree_joins_what_agrees() -> None:
     asked = every(classifier, ["gradient", "smoothgrad_squared", "grad_cam", "layer_cam"])
     found = compare({classifier.digest: classifier}, PICTURE, asked)
     rank = found.agreement.spearman
-    tree = found.agreement.linkage()
+    tree = found.agreement.tree()
     assert tree is not None
-    np.testing.assert_allclose(tree[0, 2], 1 - rank[~np.eye(4, dtype=bool)].max(), atol=1e-12)
-    assert len(set(fcluster(tree, 2, "maxclust"))) == 2
+    assert sorted(tree.order) == [0, 1, 2, 3]
+    assert len(tree.branches) == 3
+    np.testing.assert_allclose(tree.linkage[0, 2], 1 - rank[~np.eye(4, dtype=bool)].max(), atol=1e-12)
+    assert len(set(fcluster(tree.linkage, 2, "maxclust"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,13 @@ def chosen(card: MethodCard) -> Display:
     )
 
 
-def controls(card: MethodCard) -> None:
-    """The popover with all display choices."""
+def controls(card: MethodCard | None, *, scale: str = "Scale of the variants") -> None:
+    """The popover with all display choices.
+
+    Args:
+        card: Of the method on screen; None where there are several.
+        scale: Label of the choice between each map's own scale and one for all.
+    """
     with st.popover("Display", icon=":material/tune:"):
         st.slider("Opacity of the map", 0.0, 1.0, step=0.05, key="alpha", persist_state="session")
         panels.choice("Overlay", {"value": "Follows the value", "even": "Even"}, "veil")
@@ -52,11 +57,13 @@ def controls(card: MethodCard) -> None:
             "Sign",
             {"unsigned": "How much", "signed": "For and against"},
             "sign",
-            disabled=not card.signed,
+            disabled=card is not None and not card.signed,
             meaning="How much each place matters; or with its sign, where the method has one.",
         )
         if st.session_state["span"] not in _SPANS:
             st.session_state["span"] = "auto"
         panels.pick("Range", _SPANS, "span")
-        panels.choice("Scale of the variants", {"map": "Each its own", "shared": "The clean map's"}, "scale")
+        panels.choice(
+            scale, {"map": "Each its own", "shared": "One for all" if card is None else "The clean map's"}, "scale"
+        )
         panels.choice("Cells", {"smooth": "Interpolated", "cells": "As computed"}, "cells")

@@ -6,7 +6,7 @@ exploration draws the same rows as the complete one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
@@ -43,3 +43,32 @@ def pictures(
 
     found = render.pictures(_exploration, _picture, choices)
     return png(found.photo), png(found.map), png(found.overlay), found.low, found.high
+
+
+@st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
+def compared(
+    digest: str,
+    part: Literal["map", "overlay"],
+    choices: Display,
+    width: int,
+    scaled_by: str,
+    _exploration: Exploration,
+    _picture: Picture,
+    _scale: Exploration | None,
+) -> bytes:
+    """A row of a comparison on the whole photograph, as PNG: the method's own cells, or interpolated over it.
+
+    Args:
+        digest: Of the row's request.
+        part: `map` or `overlay`.
+        choices: Display choices.
+        width: In pixels.
+        scaled_by: Digest of the request whose map gives the range; the row's own where empty.
+        _exploration: The row.
+        _picture: The photograph.
+        _scale: The exploration that `scaled_by` names.
+    """
+    from salviz import render
+
+    found = render.compared(_exploration, _picture, choices, part=part, width=width, scale=_scale)
+    return png(found)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
+from salviz.classifiers.registry import CARDS
 from salviz.overlay import format_value, png, scale_bar
-from salviz.ui import display, drawn, follow, panels, state
+from salviz.ui import bars, display, drawn, follow, panels, state
 from salviz.ui.image_picker import sample_remark
 from salviz.ui.sidebar import Pick
 from salviz.ui.variants import variants
@@ -81,6 +82,7 @@ def status(view: View) -> None:
     with st.container(key="status"):
         if followed is None:
             _facts(view.shown)
+            _before(view)
             return
         name = _method_title(pick)
         if followed.state == "running":
@@ -94,14 +96,19 @@ def status(view: View) -> None:
             _offer("", "Try again", pick, is_main=False)
         else:
             _facts(view.shown)
-        if view.shown is not None and not view.is_current:
-            st.caption("Shown below: what was there before.")
+        _before(view)
+
+
+def _before(view: View) -> None:
+    if view.shown is not None and not view.is_current:
+        name = view.shown.loaded.classifier.title
+        st.caption(f"Shown below: what was there before, {view.shown.card.title} of {name}.")
 
 
 def _offer(sentence: str, label: str, pick: Pick, *, is_main: bool = True) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         kind: Literal["primary", "tertiary"] = "primary" if is_main else "tertiary"
-        st.button(label, type=kind, key="compute", on_click=follow.compute, args=(SLOT, pick.request))
+        st.button(label, type=kind, key="compute", on_click=follow.compute, args=(SLOT, pick.request.digest))
         if sentence:
             st.markdown(sentence, width="content")
 
@@ -122,10 +129,10 @@ def _facts(shown: Shown | None) -> None:
     parts = [
         f"Explains **{shown.explained}** ({probability:.2f})",
         f"{shown.card.title}{where}, native {width} × {height}",
-        f"{round(exploration.passes)} passes in {exploration.seconds:.1f} s",
+        f"{panels.counted(round(exploration.passes), 'pass', 'passes')} in {exploration.seconds:.1f} s",
     ]
     if exploration.standard_error is not None:
-        parts.append(f"standard error {_share(float(exploration.standard_error[0]))} of its spread")
+        parts.append(f"standard error {panels.share(float(exploration.standard_error[0]))} of its spread")
     if exploration.completeness is not None:
         parts.append(f"completeness error {format_value(float(exploration.completeness[0]))}")
     values = exploration.native_map(is_signed=False)
@@ -134,27 +141,32 @@ def _facts(shown: Shown | None) -> None:
     st.caption(" · ".join([*parts, *shown.picture.notes]))
 
 
-def _share(value: float) -> str:
-    return "unknown" if value != value else f"{100 * value:.2g} %"
-
-
 def empty(view: View) -> None:
-    """The layout before there is anything to show."""
-    is_running = view.followed is not None and view.followed.state == "running"
-    panels.skeletons("Computing the first map …" if is_running else "")
+    """The layout before there is anything to show; a way on where nothing is on its way."""
+    if view.followed is None and view.pick.loaded is None and view.pick.picture is not None:
+        st.button(
+            f"Use {CARDS[0].title}",
+            type="primary",
+            key="use_default",
+            on_click=lambda: st.session_state.update(model=CARDS[0].id),
+        )
+        return
+    panels.skeletons("Computing the first map …" if view.is_running else "")
 
 
 @st.fragment
-def pictures_and_variants(shown: Shown) -> None:
+def pictures_and_variants(shown: Shown, *, is_running: bool = False) -> None:
     """Everything that display choices re-blend: one fragment, so that they neither recompute nor scroll."""
+    if st.session_state.pop("_whole", False):
+        st.rerun()
     with st.container(horizontal=True, vertical_alignment="center"):
         # On the left, where its popover covers the photograph and not the overlay it changes.
         display.controls(shown.card)
         st.caption(sample_remark(shown.picture) or " ", width="stretch")
     choices = display.chosen(shown.card)
     _pictures(shown, choices)
-    _scores(shown)
-    variants(shown, choices)
+    _scores(shown, is_running=is_running)
+    variants(shown, choices, is_running=is_running)
     state.write_url()
 
 
@@ -193,48 +205,65 @@ def _sees_all(shown: Shown) -> bool:
 
 
 def _top_five(shown: Shown) -> None:
-    from salviz import figures
-
     probabilities = shown.exploration.probabilities[0]
     top = probabilities.topk(min(5, len(probabilities)))
-    names, values = [shown.name(index) for index in top.indices.tolist()], top.values.tolist()
+    ids = top.indices.tolist()
     st.caption("Most probable classes")
-    st.plotly_chart(
-        figures.top_classes(names, values, target=shown.name(int(shown.exploration.classes[0])), theme=panels.theme()),
-        theme=None,
-        key="top_five",
-        config={"displayModeBar": False},
-        alt="Most probable classes: " + ", ".join(f"{n} {v:.2f}" for n, v in zip(names, values, strict=True)),
+    bars.classes(
+        ids,
+        [shown.name(index) for index in ids],
+        top.values.tolist(),
+        explained=int(shown.exploration.classes[0]),
+        on_pick=_explain,
     )
 
 
-def _scores(shown: Shown) -> None:
+def _explain(index: int) -> None:
+    """Make a class the target."""
+    st.session_state["target"] = index
+    # The bars are drawn by a fragment, the target stands outside of it.
+    st.session_state["_whole"] = True
+
+
+def _scores(shown: Shown, *, is_running: bool) -> None:
     from salviz.metrics import cose
     from salviz.scores import scores
 
     exploration, request = shown.exploration, shown.exploration.request
     result = scores(exploration)
-    wrong = ""
-    if request.label is not None and int(exploration.predicted[0]) != request.label:
-        wrong = (
+    is_awaited = is_running and not exploration.is_complete
+    reasons = [
+        "No augmentation left the prediction as it was. Choose more or milder augmentations.",
+        "No augmentation and no changed model changed the prediction. Try the paper's 48 or the untrained twin.",
+        "It needs both consistency and sensitivity.",
+    ]
+    if is_awaited:
+        reasons = ["The variants are still to come.", "", ""]
+    elif request.label is not None and int(exploration.predicted[0]) != request.label:
+        # Said once: all three are undefined for this reason.
+        reasons = [
             f"The clean prediction is not {shown.name(request.label)}, and COSE counts only images that are "
-            "classified rightly."
-        )
-    nothing_stayed = "No augmentation left the prediction as it was. Choose more or milder augmentations."
-    nothing_changed = (
-        "No augmentation and no changed model changed the prediction. Try the paper's 48 or the untrained twin."
-    )
-    if not exploration.is_complete:
-        nothing_stayed = nothing_changed = "Nothing yet: the variants are still to come."
+            "classified rightly.",
+            "",
+            "",
+        ]
+    elif not exploration.variants:
+        reasons[0] = "No augmentation is chosen. Choose some under Augmentations."
     for column, score, card, missing in zip(
         st.columns(3),
         (result.consistency, result.sensitivity, result.cose),
         (cose.CONSISTENCY, cose.SENSITIVITY, cose.COSE),
-        (nothing_stayed, nothing_changed, "It needs both consistency and sensitivity."),
+        reasons,
         strict=True,
     ):
         with column:
-            panels.score(card.title, score, meaning=f"{card.description} {card.citation}.", missing=wrong or missing)
+            panels.score(
+                card.title,
+                score,
+                meaning=f"{card.description} {card.citation}.",
+                missing=missing,
+                is_awaited=is_awaited,
+            )
     notes = []
     if request.label is None:
         notes.append("The true class is not known: the clean prediction stands in for it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from salviz.ui import session
 CHEAP_SECONDS = 4.0
 """Work estimated below this follows every change by itself; costlier work waits for Compute."""
 
+TRIFLE_SECONDS = 0.25
+"""A row of a comparison below this never waits, however many there are."""
+
 PATIENT_SECONDS = 30.0
 """Methods of a few passes follow every change up to this: on a slow machine too, the first visit shows a map."""
 
@@ -21,9 +25,26 @@ PATIENCE_SECONDS = float(os.environ.get("SALVIZ_PATIENCE", "0.4"))
 """How long a run of the page waits for a result before it shows progress instead."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """Something a page may ask for.
+
+    Attributes:
+        key: Digest of everything that determines the result.
+        seconds: How long it should take.
+        is_costly: Whether it waits for the person to ask for it.
+        run: Does the work: called with the job, returns the result.
+    """
+
+    key: str
+    seconds: float
+    is_costly: bool
+    run: Callable[[Job], Any]
+
+
 @dataclass
 class Followed:
-    """Where a request stands.
+    """Where a task stands.
 
     Attributes:
         result: The result, or what is known so far, or None.
@@ -31,6 +52,7 @@ class Followed:
         state: `done`, `running`, `waiting` (for Compute), `failed` or `stopped`.
         error: One sentence, once failed.
         seconds: How long it should take.
+        published: How often the job had published when `result` was taken.
     """
 
     result: Any
@@ -38,74 +60,82 @@ class Followed:
     state: str
     error: str | None
     seconds: float
+    published: int = 0
 
 
-def estimate(request: Any, loaded: Any) -> float:
-    """Seconds a request should take: passes times the measured time of a pass."""
-    from salviz import methods
-
-    card = methods.get(request.method).card
-    rows = 1 + len(request.variants) + len(request.changes)
-    passes = card.passes(request.settings, loaded.classifier.preprocessing.input_size)
-    seconds: float = max(1.0, passes) * rows * loaded.seconds_per_pass
-    return seconds
-
-
-def _is_costly(request: Any, loaded: Any, seconds: float) -> bool:
-    """Whether work waits for the person to ask for it."""
-    from salviz import methods
-    from salviz.exploration import SLOW_PASSES
-
-    passes = methods.get(request.method).card.passes(request.settings, loaded.classifier.preprocessing.input_size)
-    return seconds > (PATIENT_SECONDS if passes <= SLOW_PASSES else CHEAP_SECONDS)
-
-
-def follow(slot: str, request: Any, picture: Any, loaded: Any) -> Followed:
-    """Ask for an exploration and say where it stands.
+def exploring(request: Any, picture: Any, loaded: Any) -> Task:
+    """The task of an exploration.
 
     Args:
-        slot: Which part of the page asks; a new request in a slot leaves the one before.
         request: What is asked.
         picture: Its picture.
         loaded: Its classifier.
     """
-    key = request.digest
-    runner = session.runner()
-    seconds = estimate(request, loaded)
-    outcome = st.session_state.setdefault(f"_outcome.{slot}", {})
-    if not runner.is_done(key):
-        if key in outcome:
-            state, error = outcome[key]
-            return Followed(runner.peek(key), None, state, error, seconds)
-        if _is_costly(request, loaded, seconds) and st.session_state.get(f"_go.{slot}") != key:
-            return Followed(runner.peek(key), None, "waiting", None, seconds)
+    from salviz import methods
+    from salviz.exploration import SLOW_PASSES
 
-    def work(job: Job) -> Any:
+    card = methods.get(request.method).card
+    passes = card.passes(request.settings, loaded.classifier.preprocessing.input_size)
+    rows = 1 + len(request.variants) + len(request.changes)
+    seconds: float = max(1.0, passes) * rows * loaded.seconds_per_pass
+
+    def run(job: Job) -> Any:
         from salviz.exploration import explore
 
         found = explore(loaded.classifier, picture, request, progress=job.tick, publish=job.publish)
         loaded.learn(found.passes, found.seconds)
         return found
 
-    visit = session.visit()
-    job = runner.submit(key, work, watcher=visit.name)
+    patience = PATIENT_SECONDS if passes <= SLOW_PASSES else CHEAP_SECONDS
+    return Task(request.digest, seconds, seconds > patience, run)
+
+
+def follow(slot: str, task: Task) -> Followed:
+    """Ask for a task's result and say where it stands.
+
+    Args:
+        slot: Which part of the page asks; a new task in a slot leaves the one before.
+        task: What is asked.
+    """
+    runner, visit, key = session.runner(), session.visit(), task.key
+    outcome = st.session_state.setdefault(f"_outcome.{slot}", {})
+    watched = visit.jobs.get(slot)
+    if watched is not None and watched.key == key and watched.state in ("failed", "cancelled"):
+        # It ended between two runs of the page: that is an answer, not a reason to begin again.
+        _note(outcome, watched)
+        del visit.jobs[slot]
+    if not runner.is_done(key):
+        if key in outcome:
+            state, error = outcome[key]
+            return Followed(runner.peek(key), None, state, error, task.seconds)
+        # What runs already, for somebody else or from before a reload, is joined whatever it costs.
+        is_wanted = st.session_state.get(f"_go.{slot}") == key or runner.is_open(key)
+        if task.is_costly and not is_wanted:
+            return Followed(runner.peek(key), None, "waiting", None, task.seconds)
+    job = runner.submit(key, task.run, watcher=visit.name)
     visit.watch(slot, job)
     if job.is_open:
         job.finished.wait(PATIENCE_SECONDS)
     if job.is_open:
-        return Followed(job.partial, job, "running", None, seconds)
+        published = job.published
+        return Followed(job.partial, job, "running", None, task.seconds, published)
     if job.state == "done":
-        return Followed(job.result, None, "done", None, seconds)
-    state = "failed" if job.state == "failed" else "stopped"
+        return Followed(job.result, None, "done", None, task.seconds)
+    _note(outcome, job)
+    state, error = outcome[key]
+    return Followed(runner.peek(key), None, state, error, task.seconds)
+
+
+def _note(outcome: dict[str, tuple[str, str | None]], job: Job) -> None:
+    """Remember how a job ended without a result, until the person asks again."""
     outcome.clear()
-    outcome[key] = (state, job.error)
-    return Followed(runner.peek(key), None, state, job.error, seconds)
+    outcome[job.key] = ("failed" if job.state == "failed" else "stopped", job.error)
 
 
-def compute(slot: str, request: Any) -> None:
+def compute(slot: str, key: str) -> None:
     """The person wants it: costly work may start, failed or stopped work may start again."""
     st.session_state[f"_outcome.{slot}"] = {}
-    st.session_state[f"_go.{slot}"] = request.digest
+    st.session_state[f"_go.{slot}"] = key
 
 
 def stop(slot: str) -> None:
@@ -126,15 +156,14 @@ def duration(seconds: float) -> str:
 
 def progress(slot: str, followed: Followed, name: str) -> None:
     """Progress and Cancel of work under way; redraws the page when something new has come."""
-    job = followed.job
-    if job is not None:
-        _progress(slot, job, name, _rows(job.partial))
+    if followed.job is not None:
+        _progress(slot, followed.job, name, followed.published)
 
 
 @st.fragment(run_every=0.5)
 def _progress(slot: str, job: Job, name: str, shown: int) -> None:
     job.look(session.visit().name)
-    if not job.is_open or _rows(job.partial) != shown:
+    if not job.is_open or job.published != shown:
         st.rerun()
     before = session.runner().place(job)
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -144,7 +173,3 @@ def _progress(slot: str, job: Job, name: str, shown: int) -> None:
             share = min(1.0, job.done / job.total) if job.total else 0.0
             st.progress(share, text=f"{name}: {job.done} of {job.total or '…'} passes")
         st.button("Cancel", key=f"cancel.{slot}", on_click=stop, args=(slot,))
-
-
-def _rows(exploration: Any) -> int:
-    return 0 if exploration is None else len(exploration.raw)

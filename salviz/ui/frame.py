@@ -21,7 +21,13 @@ def _pages() -> list[StreamlitPage]:
     return [
         st.Page(explore, title="Explore", url_path="home", default=True),
         st.Page(explore, title="Explore", url_path="explore", visibility="hidden"),
+        st.Page(_ROOT / "pages" / "compare.py", title="Compare", url_path="compare"),
     ]
+
+
+def _name(page: StreamlitPage) -> str:
+    """Which page it is, whatever address it was opened at."""
+    return "explore" if page.url_path in ("", "home", "explore") else page.url_path
 
 
 def run() -> None:
@@ -32,7 +38,8 @@ def run() -> None:
         layout="wide",
         initial_sidebar_state="auto",
     )
-    page = st.navigation(_pages())
+    pages = _pages()
+    page = st.navigation(pages, position="top")
     if not session.is_warm():
         _cold()
         return
@@ -40,8 +47,12 @@ def run() -> None:
     if error is not None:
         st.error(error)
         return
-    state.adopt_url()
-    pick = sidebar.choose()
+    if st.session_state.pop("_switch", None):
+        # A callback cannot open a page.
+        st.switch_page(pages[0])
+    name = _name(page)
+    state.adopt_url(name)
+    pick = sidebar.choose(name)
     pick.problems[:0] = state.notices()
     st.session_state["_pick"] = pick
     with state.whole_run():
@@ -56,7 +67,7 @@ def guard() -> sidebar.Pick:
     """
     pick = st.session_state.pop("_pick", None)
     if pick is None:
-        st.navigation(_pages())
+        st.navigation(_pages(), position="top")
         st.rerun()
     chosen: sidebar.Pick = pick
     return chosen

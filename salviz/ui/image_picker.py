@@ -18,7 +18,7 @@ def choose(problems: list[str]) -> Picture | None:
     Args:
         problems: Gets one sentence for whatever went wrong.
     """
-    uploaded = _uploaded(problems)
+    uploaded = _uploaded()
     titles = {f"sample:{sample.id}": sample.title for sample in samples()}
     folder = image_folder()
     if folder is not None:
@@ -47,27 +47,32 @@ def choose(problems: list[str]) -> Picture | None:
         return None
 
 
-def _uploaded(problems: list[str]) -> Picture | None:
+def _uploaded() -> Picture | None:
     """The picture in the uploader; a new one becomes the chosen image, a bad one changes nothing."""
-    file = st.session_state.get("upload_file")
+    now = st.session_state
+    file = now.get("upload_file")
     if file is None:
-        st.session_state.pop("_upload", None)
-        if st.session_state["image"] == _UPLOAD and st.session_state.pop("_had_upload", False):
-            st.session_state["image"] = "sample:cat"
+        if now.pop("_upload", None) is not None and now["image"] == _UPLOAD:
+            now["image"] = "sample:cat"
+            # The uploader is empty for a moment while one file takes another's place.
+            now["_was_upload"] = True
         return None
-    known = st.session_state.get("_upload")
-    if known is None or known[0] != file.file_id:
+    picture: Picture | None
+    file_id, picture = now.get("_upload", (None, None))
+    if file_id != file.file_id:
+        was_shown = now["image"] == _UPLOAD or now.pop("_was_upload", False)
+        before: Picture | None = picture or now.get("_good_upload")
         try:
-            known = (file.file_id, decode(file.getvalue(), max_bytes=UPLOAD_BYTES, name=file.name), None)
-            st.session_state["image"] = _UPLOAD
+            picture = decode(file.getvalue(), max_bytes=UPLOAD_BYTES, name=file.name)
+            now["_good_upload"] = picture
+            now["image"] = _UPLOAD
         except ImageError as error:
-            # The good one from before stays.
-            known = (file.file_id, known[1] if known else None, str(error))
-        st.session_state["_upload"] = known
-        st.session_state["_had_upload"] = True
-    if known[2] is not None:
-        problems.append(known[2])
-    picture: Picture | None = known[1]
+            picture = before if was_shown else None
+            kept = f" {picture.name or 'Your picture'} is still shown." if picture is not None else ""
+            if picture is not None:
+                now["image"] = _UPLOAD
+            state.notice(f"{file.name}: {error}{kept}")
+        now["_upload"] = (file.file_id, picture)
     return picture
 
 

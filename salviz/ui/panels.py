@@ -40,7 +40,10 @@ def problems(sentences: Sequence[str]) -> None:
     # A place of its own, empty or not: what stands below must not move to another while the page is drawn.
     with st.container(key="problems"):
         if sentences:
-            st.warning("\n\n".join(sentences), icon=":material/info:")
+            first, rest = list(sentences[:3]), list(sentences[3:])
+            if rest:
+                first.append(f"And {counted(len(rest), 'part', 'parts')} more of the link were left out.")
+            st.warning("\n\n".join(first), icon=":material/info:")
 
 
 def theme() -> str:
@@ -48,7 +51,7 @@ def theme() -> str:
     return "dark" if st.context.theme.type == "dark" else "light"
 
 
-def score(title: str, value: Any, *, meaning: str, missing: str) -> None:
+def score(title: str, value: Any, *, meaning: str, missing: str, is_awaited: bool = False) -> None:
     """A score with its interval and count, or why it is undefined.
 
     Args:
@@ -56,19 +59,20 @@ def score(title: str, value: Any, *, meaning: str, missing: str) -> None:
         value: A `metrics.Score`.
         meaning: One sentence of help.
         missing: Why it is undefined here and what to try.
+        is_awaited: Whether rows are still to come.
     """
     if math.isnan(value.value):
-        st.metric(title, "undefined", help=meaning)
-        st.caption(missing)
+        st.metric(title, "–" if is_awaited else "undefined", help=meaning)
+        st.caption(missing or " ")
         return
     st.metric(title, number(value.value), help=meaning)
     st.caption(interval(value))
 
 
 def interval(value: Any) -> str:
-    """`[0.66, 0.75], n = 11`; no interval from fewer than three rows, which could not carry one."""
+    """`[0.66, 0.75], n = 11`; or that too few rows carry it."""
     rows = f"n = {value.count}" + (f", {value.undefined} undefined" if value.undefined else "")
-    if value.count < 3 or math.isnan(value.low):
+    if math.isnan(value.low):
         return f"{rows}: too few for an interval"
     return f"[{number(value.low)}, {number(value.high)}], {rows}"
 
@@ -130,3 +134,13 @@ def pick(label: str, titles: Mapping[str, str], key: str, *, meaning: str | None
 def number(value: float) -> str:
     """Two decimals with a real minus sign, or `undefined`."""
     return "undefined" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+
+
+def share(value: float) -> str:
+    """A share in per cent with two digits, or `unknown`."""
+    return "unknown" if math.isnan(value) else f"{100 * value:.2g} %"
+
+
+def counted(number: float, one: str, many: str) -> str:
+    """`1 pass`, `2 passes`."""
+    return f"{number:g} {one if number == 1 else many}"

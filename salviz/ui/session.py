@@ -53,6 +53,7 @@ def _warm_up() -> None:
         for name in (
             "torch",
             "timm",
+            "salviz.comparison",
             "salviz.exploration",
             "salviz.figures",
             "salviz.render",
@@ -79,9 +80,7 @@ def warm_up_error() -> str | None:
 @st.cache_resource(show_spinner=False)
 def runner() -> JobRunner:
     """The one queue of work of this server."""
-    from salviz.exploration import size_in_bytes
-
-    return JobRunner(size=size_in_bytes)
+    return JobRunner(size=lambda result: int(result.nbytes))
 
 
 @st.cache_resource(show_spinner=False)

@@ -142,50 +142,59 @@ def _label(labels: Any, count: int, picture: Picture | None) -> int | None:
     return chosen if isinstance(chosen, int) and chosen < count else None
 
 
-def rest(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list[str], dict[str, Any]]:
+def rest(loaded: Any, picture: Picture | None, page: str) -> tuple[list[Variant], list[str], dict[str, Any]]:
     """Augmentations, changed models, and the other keywords of `request_for`."""
-    with st.expander("Augmentations"):
-        chosen = st.pills(
-            "Augmentations",
-            list(AUGMENTATIONS),
-            selection_mode="multi",
-            format_func=lambda key: AUGMENTATIONS[key].title,
-            key="aug",
-            label_visibility="collapsed",
-        )
-        draw = panels.choice(
-            "How many",
-            {"one": "One each", "paper": "Paper's 48"},
-            "draw",
-            meaning="One clearly visible variant of each kind; or the paper's draw: six random strengths of seven "
-            "kinds and one each of the other six.",
-        )
-        twin = st.toggle(
-            "Untrained twin",
-            key="twin",
-            help="The same architecture with random weights: COSE counts it among the changes to which a map should "
-            "be sensitive.",
-        )
-        checkpoints = loaded.classifier.checkpoints if loaded else ()
-        picked = []
-        if checkpoints:
-            picked = st.pills(
-                "Training checkpoints",
-                [c.label for c in checkpoints],
-                selection_mode="multi",
-                key="checkpoints",
-            )
+    variants: list[Variant] = []
+    changes: list[str] = []
+    if page == "explore":
+        with st.expander("Augmentations"):
+            variants, changes = _changes(loaded, picture)
     with st.expander("More settings"):
-        extra = _more(loaded)
+        extra = _more(loaded, page)
+    return variants, changes, extra
+
+
+def _changes(loaded: Any, picture: Picture | None) -> tuple[list[Variant], list[str]]:
+    chosen = st.pills(
+        "Augmentations",
+        list(AUGMENTATIONS),
+        selection_mode="multi",
+        format_func=lambda key: AUGMENTATIONS[key].title,
+        key="aug",
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+    draw = panels.choice(
+        "How many",
+        {"one": "One each", "paper": "Paper's 48"},
+        "draw",
+        meaning="One clearly visible variant of each kind; or the paper's draw: six random strengths of seven kinds "
+        "and one each of the other six.",
+    )
+    twin = st.toggle(
+        "Untrained twin",
+        key="twin",
+        persist_state="session",
+        help="The same architecture with random weights: COSE counts it among the changes to which a map should be "
+        "sensitive.",
+    )
+    picked = []
+    if loaded and loaded.classifier.checkpoints:
+        picked = st.pills(
+            "Training checkpoints",
+            [checkpoint.label for checkpoint in loaded.classifier.checkpoints],
+            selection_mode="multi",
+            key="checkpoints",
+            persist_state="session",
+        )
     wanted = default_variants()
     if draw == "paper" and picture is not None:
         wanted = draw_variants(st.session_state["seed"], picture.digest)
     variants = [variant for variant in wanted if variant.augmentation in chosen]
-    changes = (["untrained"] if twin else []) + [f"checkpoint:{name}" for name in picked]
-    return variants, changes, extra
+    return variants, (["untrained"] if twin else []) + [f"checkpoint:{name}" for name in picked]
 
 
-def _more(loaded: Any) -> dict[str, Any]:
+def _more(loaded: Any, page: str) -> dict[str, Any]:
     if loaded is not None:
         labels = loaded.classifier.labels
         st.selectbox(
@@ -197,13 +206,15 @@ def _more(loaded: Any) -> dict[str, Any]:
             "for the clean image stands in for it.",
         )
     output = panels.choice("Score to explain", {"logit": "Logit", "probability": "Probability"}, "output")
-    data_range = panels.choice(
-        "SSIM range",
-        {"pair": "Pair's own", "2.0": "Fixed, 2"},
-        "range",
-        meaning="The released code divides by the larger range of the two maps; the published table was almost surely "
-        "computed with a fixed range of 2.",
-    )
+    data_range = "pair"
+    if page == "explore":
+        data_range = panels.choice(
+            "SSIM range",
+            {"pair": "Pair's own", "2.0": "Fixed, 2"},
+            "range",
+            meaning="The released code divides by the larger range of the two maps; the published table was almost "
+            "surely computed with a fixed range of 2.",
+        )
     seed = st.number_input("Seed", min_value=0, max_value=2**31 - 1, step=1, key="seed")
     _device()
     return {"output": output, "data_range": "pair" if data_range == "pair" else 2.0, "seed": int(seed)}

@@ -35,17 +35,21 @@ class Pick:
     problems: list[str]
 
 
-def choose() -> Pick:
-    """Draw the sidebar and return the pick."""
+def choose(page: str) -> Pick:
+    """Draw the sidebar and return the pick.
+
+    Args:
+        page: The page that is shown; only Explore has variants to choose.
+    """
     problems: list[str] = []
     with st.sidebar:
         st.header("Salviz", anchor=False)
         picture = image_picker.choose(problems)
         model_id = _model()
-        loaded = _load(model_id, problems)
+        loaded = load(model_id, problems)
         method_id, parameters = settings.method(loaded)
         target, against, label = settings.target(loaded, picture)
-        variants, changes, extra = settings.rest(loaded, picture)
+        variants, changes, extra = settings.rest(loaded, picture, page)
     request = None
     if picture is not None and loaded is not None:
         from salviz.request import request_for
@@ -75,6 +79,7 @@ def _model() -> str:
 
     names = [f"timm:{name}" for name in timm_names(classifiers_only=True)]
     options = [*titles, *(name for name in names if name not in titles)]
+    st.session_state["model"] = _id_of(st.session_state["model"], titles)
     if st.session_state["model"] not in options:
         options.insert(0, st.session_state["model"])
     chosen: str = st.selectbox(
@@ -89,7 +94,14 @@ def _model() -> str:
     return chosen
 
 
-def _load(model_id: str, problems: list[str]) -> Any:
+def _id_of(text: str, titles: dict[str, str]) -> str:
+    """The id of a suggestion that was typed as it is shown; other texts are ids already."""
+    typed = text.partition(" · ")[0].strip().casefold()
+    return next((key for key, title in titles.items() if title.casefold() == typed), text)
+
+
+def load(model_id: str, problems: list[str]) -> Any:
+    """A classifier on the chosen device, or None and one sentence more among the problems."""
     precision = st.session_state["precision"]
     options = {
         "device": st.session_state["device"],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,6 +19,12 @@ from salviz.colormaps import COLORMAPS
 from salviz.errors import SalvizError
 from salviz.overlay import DisplayRange
 from salviz.transforms import AUGMENTATIONS
+
+COMPARED = (
+    "grad_cam", "grad_cam_pp", "layer_cam", "gradient", "input_x_gradient", "smoothgrad", "guided_backprop", "edge",
+    "random",
+)  # fmt: skip
+"""The methods a first visit compares: cheap ones of several families, and the controls."""
 
 RACE_SECONDS = 2.0
 """An interaction may still carry the URL from before our last write; older differences are the person's."""
@@ -33,12 +39,14 @@ class Field:
         default: Value a link leaves out.
         read: From the URL's text; raises `ValueError` or `SalvizError` where it makes no sense.
         write: To the URL's text.
+        page: The page whose links hold it; empty for all.
     """
 
     key: str
     default: Any
     read: Callable[[str], Any] = str
     write: Callable[[Any], str] = str
+    page: str = ""
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -94,12 +102,25 @@ def _switch(text: str) -> bool:
     return {"1": True, "0": False}[text] if text in ("0", "1") else bool(_one_of("0", "1")(text))
 
 
-def _augmentations(text: str) -> list[str]:
-    chosen = [part for part in text.split(",") if part]
-    unknown = [part for part in chosen if part not in AUGMENTATIONS]
-    if unknown:
-        raise ValueError(f"there is no augmentation {unknown[0]!r}")
-    return chosen
+def _some_of(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    def read(text: str) -> list[str]:
+        chosen = [part for part in text.split(",") if part]
+        unknown = [part for part in chosen if part not in set(known())]
+        if unknown:
+            raise ValueError(f"there is no {unknown[0]!r}")
+        return chosen
+
+    return read
+
+
+def _methods() -> Iterable[str]:
+    from salviz.methods import METHODS
+
+    return METHODS
+
+
+def _count(text: str) -> int:
+    return int(_between(2, 10)(text))
 
 
 FIELDS: tuple[Field, ...] = (
@@ -110,10 +131,10 @@ FIELDS: tuple[Field, ...] = (
     Field("against", "none", _class_or("none", "runner_up")),
     Field("label", "unknown", _class_or("unknown")),
     Field("output", "logit", _one_of("logit", "probability")),
-    Field("aug", list(AUGMENTATIONS), _augmentations, ",".join),
-    Field("draw", "one", _one_of("one", "paper")),
-    Field("twin", True, _switch, lambda value: str(int(value))),
-    Field("range", "pair", _one_of("pair", "2.0")),
+    Field("aug", list(AUGMENTATIONS), _some_of(lambda: AUGMENTATIONS), ",".join, page="explore"),
+    Field("draw", "one", _one_of("one", "paper"), page="explore"),
+    Field("twin", True, _switch, lambda value: str(int(value)), page="explore"),
+    Field("range", "pair", _one_of("pair", "2.0"), page="explore"),
     Field("seed", 0, _index),
     Field("device", "auto", _device),
     Field("precision", "float32", _one_of("float32", "bf16", "fp16")),
@@ -124,15 +145,22 @@ FIELDS: tuple[Field, ...] = (
     Field("veil", "value", _one_of("value", "even")),
     Field("scale", "map", _one_of("map", "shared")),
     Field("cells", "smooth", _one_of("smooth", "cells")),
-    Field("turn", "rotate", _one_of(*(key for key, card in AUGMENTATIONS.items() if card.has_magnitude))),
-    Field("at", 27.0, _finite, lambda value: f"{value:g}"),
+    Field("rows", "methods", _one_of("methods", "models", "classes"), page="compare"),
+    Field("methods", list(COMPARED), _some_of(_methods), ",".join, page="compare"),
+    Field("models", [], lambda text: [part for part in text.split(",") if part], ",".join, page="compare"),
+    Field("top", 5, _count, page="compare"),
+    Field("alike", "spearman", _one_of("spearman", "ssim"), page="compare"),
+    Field(
+        "turn", "rotate", _one_of(*(key for key, card in AUGMENTATIONS.items() if card.has_magnitude)), page="explore"
+    ),
+    Field("at", 27.0, _finite, lambda value: f"{value:g}", page="explore"),
 )
 
 SETTING = "set."
 """Prefix of the keys that hold a method's settings: `set.samples`."""
 
 
-_LOOKS = frozenset({"cmap", "alpha", "sign", "span", "veil", "scale", "cells", "turn", "at"})
+_LOOKS = frozenset({"cmap", "alpha", "sign", "span", "veil", "scale", "cells", "turn", "at", "alike"})
 
 
 def notice(sentence: str) -> None:
@@ -150,11 +178,21 @@ def notices() -> list[str]:
     return list(st.session_state.get("_notices", []))
 
 
-def adopt_url() -> None:
-    """Take over what a new URL says, before any widget is made; what makes no sense is left out with a notice."""
+def adopt_url(page: str) -> None:
+    """Take over what a new URL says, before any widget is made; what makes no sense is left out with a notice.
+
+    Args:
+        page: The page that is shown. Its links hold what all pages share and what is its own; another page's own
+            choices stay as they were.
+    """
     for field in FIELDS:
         st.session_state.setdefault(field.key, field.default)
     current = st.query_params.to_dict()
+    before = st.session_state.get("_page", page)
+    st.session_state["_page"] = page
+    if before != page and not current:
+        # The navigation opens a page without a query: the pick goes along.
+        return
     written = st.session_state.get("_url", {})
     fresh = "_url" not in st.session_state
     if not fresh:
@@ -164,7 +202,7 @@ def adopt_url() -> None:
     st.session_state["_notices"] = []
     for key in ("_noticed", "_turn"):
         st.session_state.pop(key, None)
-    for field in FIELDS:
+    for field in _fields(page):
         if field.key not in current:
             st.session_state[field.key] = field.default
             continue
@@ -185,11 +223,15 @@ def left_out(key: str, reason: str) -> None:
     notice(f"The link's “{key}” was left out: {reason.rstrip('.')}.")
 
 
+def _fields(page: str) -> list[Field]:
+    return [field for field in FIELDS if field.page in ("", page)]
+
+
 def link_parameters() -> dict[str, str]:
-    """What the URL should say: every field that differs from its default."""
+    """What the URL should say: every field of the page that differs from its default."""
     found = {
         field.key: field.write(st.session_state[field.key])
-        for field in FIELDS
+        for field in _fields(st.session_state.get("_page", "explore"))
         if field.key in st.session_state and st.session_state[field.key] != field.default
     }
     return {

@@ -57,13 +57,13 @@ def turn(shown: Shown) -> None:
         data_range=asked.data_range,
         seed=asked.seed,
     )
-    followed = follow.follow(_SLOT, request, shown.picture, shown.loaded)
+    followed = follow.follow(_SLOT, follow.exploring(request, shown.picture, shown.loaded))
     if followed.state == "waiting":
         st.caption(f"Going through {len(variants)} strengths will take about {follow.duration(followed.seconds)}.")
     if followed.state in ("waiting", "stopped", "failed"):
         if followed.error:
             st.error(followed.error)
-        st.button("Go through them", key="go_turn", on_click=follow.compute, args=(_SLOT, request))
+        st.button("Go through them", key="go_turn", on_click=follow.compute, args=(_SLOT, request.digest))
     if followed.state == "running":
         follow.progress(_SLOT, followed, shown.card.title)
     exploration = followed.result

@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from salviz.render import Display
 
 _CARD_WIDTH = 236
+_NONE_CHOSEN = "No augmentation is chosen. Choose some under Augmentations."
 _LIGHT, _DARK = 255, 18
 """Grey between the two pictures of a card: the page's ground."""
 
 
-def variants(shown: Shown, choices: Display) -> None:
+def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
     """Two columns: variants that kept the prediction, and variants and models that changed it."""
     from salviz import changes
 
     exploration = shown.exploration
     names = [variant.label for variant in exploration.variants] + [changes.title(name) for name in exploration.changes]
-    reference = exploration.request.label if exploration.request.label is not None else int(exploration.predicted[0])
+    # Kept or changed is said of the prediction; whether it is right is the scores' business.
+    reference = int(exploration.predicted[0])
     kept: list[tuple[int, str]] = []
     changed: list[tuple[int, str]] = []
     for row, name in enumerate(names, start=1):
@@ -36,20 +38,22 @@ def variants(shown: Shown, choices: Display) -> None:
             "Prediction kept: the map should stay",
             kept,
             ":material/check:",
-            "No augmentation left the prediction as it was. Choose milder ones.",
+            "No augmentation left the prediction as it was. Choose milder ones." if names else _NONE_CHOSEN,
         ),
         (
             columns[1],
             "Prediction changed: the map should change",
             changed,
             ":material/change_history:",
-            "Nothing changed the prediction. Choose stronger augmentations, the paper's 48, or the untrained twin.",
+            "Nothing changed the prediction. Choose stronger augmentations, the paper's 48, or the untrained twin."
+            if names
+            else _NONE_CHOSEN,
         ),
     ):
         with column:
             st.subheader(f"{icon} {title}", anchor=False)
             if not rows:
-                st.caption(nothing if exploration.is_complete else "Nothing yet.")
+                st.caption(nothing if exploration.is_complete or not is_running else "Nothing yet.")
             for row, name in rows:
                 _card(shown, row, name, choices)
 

@@ -63,12 +63,17 @@ class View:
     shown: Shown | None
     is_current: bool
 
+    @property
+    def is_running(self) -> bool:
+        """Whether work for the pick is under way."""
+        return self.followed is not None and self.followed.state == "running"
+
 
 def look(pick: Pick) -> View:
     """Ask for what was picked; keep what was on screen while it is not there."""
     followed = None
     if pick.request is not None and pick.picture is not None and pick.loaded is not None:
-        followed = follow.follow(SLOT, pick.request, pick.picture, pick.loaded)
+        followed = follow.follow(SLOT, follow.exploring(pick.request, pick.picture, pick.loaded))
         if followed.result is not None:
             shown = Shown(followed.result, pick.picture, pick.loaded)
             _remember(shown)

@@ -1,0 +1,265 @@
+"""The panels of the Compare page, from top to bottom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import streamlit as st
+
+from salviz.overlay import format_value
+from salviz.ui import clickable, display, drawn, follow, panels, rows, state
+from salviz.ui.sidebar import Pick
+
+if TYPE_CHECKING:
+    from salviz.comparison import Comparison
+    from salviz.exploration import Exploration
+    from salviz.render import Display
+    from salviz.request import Request
+
+CHEAP, ALL = "compare.cheap", "compare.all"
+"""Slots: rows that follow every change by themselves, and all rows once the person wants the slow ones too."""
+
+_MAP_WIDTH = 232
+
+
+@dataclass
+class View:
+    """What the page shows.
+
+    Attributes:
+        chosen: What is to be compared.
+        pick: The shared pick.
+        cheap: Where the work for the cheap rows stands.
+        every: Where the work for all rows stands, where some are slow.
+        comparison: On screen.
+    """
+
+    chosen: rows.Chosen
+    pick: Pick
+    cheap: follow.Followed | None
+    every: follow.Followed | None
+    comparison: Comparison | None
+
+
+def look(chosen: rows.Chosen, pick: Pick) -> View:
+    """Ask for what was chosen: cheap rows at once, slow ones when the person wants them."""
+    if not chosen.requests or pick.picture is None:
+        return View(chosen, pick, None, None, None)
+    cheap, slow = rows.split(chosen)
+    first = follow.follow(CHEAP, rows.comparing(chosen, cheap, pick.picture)) if cheap else None
+    every = follow.follow(ALL, rows.comparing(chosen, chosen.requests, pick.picture)) if slow else None
+    # All rows, once there are as many of them as of the cheap ones.
+    results = [followed.result for followed in (every, first) if followed is not None and followed.result is not None]
+    return View(chosen, pick, first, every, max(results, key=lambda result: len(result.found), default=None))
+
+
+def header(pick: Pick) -> None:
+    """What is on screen, in one line, with the link."""
+    picture, loaded, kind = pick.picture, pick.loaded, st.session_state["rows"]
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        names = [picture.name if picture else "Compare"]
+        if kind != "models" and loaded is not None:
+            names.append(loaded.classifier.title)
+        if kind != "methods" and pick.request is not None:
+            names.append(_card(pick.request).title)
+        st.title(" · ".join(panels.plain(name) for name in names if name), anchor=False, width="stretch")
+        panels.link(is_shareable=picture is None or picture.shareable)
+
+
+def _card(request: Request) -> Any:
+    from salviz import methods
+
+    return methods.get(request.method).card
+
+
+def status(view: View) -> None:
+    """One line that is always there: how far the work is, or what slow rows would cost."""
+    with st.container(key="status"):
+        for slot, followed in ((ALL, view.every), (CHEAP, view.cheap)):
+            if followed is None:
+                continue
+            if followed.state == "running":
+                follow.progress(slot, followed, "Comparing")
+                return
+            if followed.state != "done":
+                _offer(view, slot, followed)
+                return
+        if view.comparison is not None:
+            seconds = sum(row.seconds for row in view.comparison.rows)
+            st.caption(
+                f"{len(view.comparison.rows)} rows in {seconds:.1f} s. Methods that need the same passes share them; "
+                "the first of them is charged."
+            )
+        elif view.pick.request is not None and not view.chosen.requests:
+            st.caption("Nothing is chosen. Choose at least one row above.")
+
+
+def _offer(view: View, slot: str, followed: follow.Followed) -> None:
+    known = 0 if view.comparison is None else len(view.comparison.found)
+    missing = len(view.chosen.requests) - known if not view.chosen.top else view.chosen.top
+    count = panels.counted(missing, "row", "rows")
+    sentence = {
+        "waiting": f"{f'{count} more' if known else count} will take about {follow.duration(followed.seconds)}.",
+        "stopped": "The comparison was stopped.",
+        "failed": followed.error or "The comparison failed.",
+    }[followed.state]
+    key = followed_key(view, slot)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Compute", type="primary", key="compute", on_click=follow.compute, args=(slot, key))
+        st.markdown(sentence, width="content")
+
+
+def followed_key(view: View, slot: str) -> str:
+    """Key of the task of a slot."""
+    from salviz.comparison import comparison_digest
+
+    requests = view.chosen.requests if slot == ALL else rows.split(view.chosen)[0]
+    return comparison_digest(requests, view.chosen.top)
+
+
+def empty() -> None:
+    """The layout before there is anything to show."""
+    for _ in range(3):
+        for column in st.columns([1, 1, 1.4]):
+            with column:
+                st.skeleton(200)
+
+
+@st.fragment
+def grid(view: View) -> None:
+    """A row an explanation: its own cells, the overlay, and how it agrees with the row above."""
+    comparison = view.comparison
+    assert comparison is not None  # noqa: S101 - the page asked
+    if st.session_state.get("_switch"):
+        # A map was clicked: the frame opens the other page.
+        st.rerun()
+    with st.container(horizontal=True, vertical_alignment="center"):
+        display.controls(None, scale="Scale of the rows")
+        st.caption("Click a map to open it in Explore.", width="stretch")
+    shown = comparison.rows
+    for place, row in enumerate(shown):
+        _row(view, shown[0], place, row)
+    for request in comparison.requests:
+        if request.digest in comparison.problems:
+            st.caption(f"**{_card(request).title}**: {comparison.problems[request.digest]}")
+    state.write_url()
+
+
+def _row(view: View, first: Exploration, place: int, row: Exploration) -> None:
+    card = _card(row.request)
+    choices = display.chosen(card)
+    # One scale for all only where the rows are the same quantity: classes of one model under one method.
+    shared = first if choices.scale == "shared" and view.chosen.kind == "classes" else None
+    title = _title(view, row)
+    picture = view.pick.picture
+    assert picture is not None  # noqa: S101 - something was compared
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"row.{place}"):
+        # Side by side in the narrowest window too; the text goes below them there.
+        with st.container(horizontal=True, wrap=False, gap="small", width=2 * _MAP_WIDTH):
+            part: Literal["map", "overlay"]
+            for part in ("map", "overlay"):
+                content = drawn.compared(
+                    row.request.digest, part, choices, 2 * _MAP_WIDTH,
+                    "" if shared is None else shared.request.digest, row, picture, shared,
+                )  # fmt: skip
+                with st.container(width="stretch"):
+                    clickable.picture(
+                        content,
+                        alt=f"{title}: {part}",
+                        title="Open in Explore",
+                        key=f"open.{part}.{row.request.digest}",
+                        on_press=partial(_open, row.request),
+                    )
+        st.markdown(_text(view, place, row, shared, choices, title), width=320)
+
+
+def _text(view: View, place: int, row: Exploration, shared: Exploration | None, choices: Display, title: str) -> str:
+    from salviz import render
+
+    comparison = view.comparison
+    assert comparison is not None  # noqa: S101 - the page asked
+    low, high = render.clean_limits(row if shared is None else shared, choices)
+    probability = float(row.probabilities[0, int(row.classes[0])])
+    lines = [f"**{title}**"]
+    if view.chosen.kind != "classes":
+        lines.append(f"{panels.plain(_class_name(view, row))} ({probability:.2f})")
+    else:
+        lines.append(f"probability {probability:.2f}")
+    width, height = row.grid
+    lines.append(f"{width} × {height} cells, scale {format_value(low)} to {format_value(high)}")
+    lines.append(f"{_duration(row.seconds)}, {panels.counted(row.passes, 'pass', 'passes')}")
+    if row.standard_error is not None:
+        lines.append(f"standard error {panels.share(float(row.standard_error[0]))} of its spread")
+    if row.completeness is not None:
+        lines.append(f"completeness error {format_value(float(row.completeness[0]))}")
+    if bool(row.raw.amax() == row.raw.amin()):
+        lines.append("flat: no place counts more than another")
+    if place:
+        found = comparison.agreement
+        spearman, ssim = float(found.spearman[place, place - 1]), float(found.ssim[place, place - 1])
+        lines.append(f"with the row above: Spearman {panels.number(spearman)}, SSIM {panels.number(ssim)}")
+    return "  \n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.0005:
+        return "under 1 ms"
+    return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _class_name(view: View, row: Exploration) -> str:
+    labels = view.chosen.loaded[row.request.weights].classifier.labels
+    name = str(labels.short(int(row.classes[0])))
+    return name if row.rivals is None else f"{name} rather than {labels.short(int(row.rivals[0]))}"
+
+
+def _title(view: View, row: Exploration) -> str:
+    if view.chosen.kind == "methods":
+        return str(_card(row.request).title)
+    if view.chosen.kind == "models":
+        return panels.plain(view.chosen.loaded[row.request.weights].classifier.title)
+    return panels.plain(_class_name(view, row))
+
+
+def _open(request: Request) -> None:
+    """Show a row in Explore: the pick becomes the row's."""
+    st.session_state["method"] = request.method
+    st.session_state["model"] = request.classifier
+    if request.target is not None:
+        st.session_state["target"] = request.target
+    st.session_state["_settings"] = {name: str(value) for name, value in request.parameters}
+    st.session_state["_switch"] = "explore"
+
+
+def agreement(view: View) -> None:
+    """Who agrees with whom: the matrix in the order of its tree."""
+    from salviz import figures
+
+    comparison = view.comparison
+    assert comparison is not None  # noqa: S101 - the page asked
+    shown = comparison.rows
+    if len(shown) < 2:
+        return
+    st.subheader("Who agrees with whom", anchor=False)
+    measure = panels.choice("Agreement", {"spearman": "Spearman", "ssim": "SSIM"}, "alike")
+    found = comparison.agreement
+    values = found.spearman if measure == "spearman" else found.ssim
+    titles = [_title(view, row) for row in shown]
+    st.plotly_chart(
+        figures.agreement(titles, values.tolist(), found.tree(), measure=measure, theme=panels.theme()),
+        theme=None,
+        key="agreement",
+        config={"displayModeBar": False},
+        alt=f"{measure} of every pair of maps: "
+        + "; ".join(
+            f"{a} and {b} {panels.number(float(values[i, j]))}"
+            for i, a in enumerate(titles)
+            for j, b in enumerate(titles[:i])
+        ),
+    )
+    st.caption(
+        "Each cell compares the maps of its row and column; branches join the most alike first, by one minus "
+        "Spearman's correlation. Flat maps have no correlation and stand without a value."
+    )
