@@ -122,6 +122,7 @@ def follow(slot: str, task: Task) -> Followed:
     if job.state == "done":
         return Followed(job.result, None, "done", None, task.seconds)
     _note(outcome, job)
+    del visit.jobs[slot]
     state, error = outcome[key]
     return Followed(runner.peek(key), None, state, error, task.seconds)
 
