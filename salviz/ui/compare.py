@@ -48,8 +48,8 @@ def look(chosen: rows.Chosen, pick: Pick) -> View:
     if not chosen.requests or pick.picture is None:
         return View(chosen, pick, None, None, None)
     cheap, slow = rows.split(chosen)
-    first = follow.follow(CHEAP, rows.comparing(chosen, cheap, pick.picture)) if cheap else None
-    every = follow.follow(ALL, rows.comparing(chosen, chosen.requests, pick.picture)) if slow else None
+    first = follow.follow(CHEAP, rows.comparing(chosen, cheap, pick.picture, is_costly=False)) if cheap else None
+    every = follow.follow(ALL, rows.comparing(chosen, chosen.requests, pick.picture, is_costly=True)) if slow else None
     # All rows, once there are as many of them as of the cheap ones.
     results = [followed.result for followed in (every, first) if followed is not None and followed.result is not None]
     return View(chosen, pick, first, every, max(results, key=lambda result: len(result.found), default=None))
