@@ -144,3 +144,18 @@ def test_the_pick_goes_along_from_page_to_page(compare: Open) -> None:
     app.query_params.clear()
     app.switch_page("pages/compare.py").run()
     assert row_titles(app) == ["Edge detector (control)"]
+
+
+def test_what_works_on_the_model_is_told_when_opened(compare: Open, tiny_vit: str, model_folder: Any) -> None:
+    app = compare(model=tiny_vit, methods="edge")
+    assert "picture of noise" not in texts(app)
+    app.session_state["support"] = True
+    app.run()
+    assert not app.exception
+    (table,) = [element.value for element in app.markdown if "| Works |" in element.value]
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines()[2:]}
+    assert len(rows) == len(METHODS)
+    assert ":material/check: yes" in rows["Grad-CAM"]
+    assert "blocks.5.norm1" in rows["Grad-CAM"] or "norm1" in rows["Grad-CAM"]
+    assert "refused" in rows["Guided backprop"]
+    assert "fails" not in table.replace("Known failures", "")
