@@ -13,3 +13,4 @@ if view.comparison is None:
 else:
     compare.grid(view)
     compare.agreement(view)
+compare.support(view)

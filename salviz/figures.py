@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from salviz.overlay import decimals
+
 if TYPE_CHECKING:
     from salviz.comparison import Tree
 
@@ -184,7 +186,7 @@ def agreement(
     figure.add_trace(
         go.Heatmap(
             z=shown, x=list(range(len(names))), y=list(range(len(names))), zmin=-1, zmax=1, colorscale="RdBu_r",
-            xgap=1, ygap=1, text=[["" if v is None else f"{v:.2f}".replace("-", "−") for v in row] for row in shown],
+            xgap=1, ygap=1, text=[["" if v is None else decimals(v) for v in row] for row in shown],
             texttemplate="%{text}", customdata=[[f"{a} and {b}" for b in names] for a in names],
             hovertemplate="%{customdata}: " + label + " %{z:.2f}<extra></extra>", hoverongaps=False, showscale=False,
         ),

@@ -272,6 +272,12 @@ def scale_bar(colormap: str, low: float, high: float, height: int = 12, *, lengt
     return np.repeat(row, height, axis=0)
 
 
+def decimals(value: float) -> str:
+    """Two decimals with a real minus sign; what rounds to zero has no sign."""
+    text = f"{value:.2f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
 def format_value(value: float) -> str:
     """A label for an end of a scale bar: three significant digits, a true minus sign."""
     if not np.isfinite(value):

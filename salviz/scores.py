@@ -86,9 +86,10 @@ def describe(result: CoseResult, name: Literal["consistency", "sensitivity", "co
     score: Score = getattr(result, name)
     if math.isnan(score.value):
         return f"undefined: {_why_undefined(result, name)}"
-    interval = "" if math.isnan(score.low) else f" [{score.low:.2f}, {score.high:.2f}]"
-    left_out = f" ({score.undefined} more undefined)" if score.undefined else ""
-    return f"{score.value:.2f}{interval} n = {score.count}{left_out}"
+    rows = f"n = {score.count}" + (f" ({score.undefined} more undefined)" if score.undefined else "")
+    if math.isnan(score.low):
+        return f"{score.value:.2f} {rows}: too few for an interval"
+    return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}] {rows}"
 
 
 def _why_undefined(result: CoseResult, name: str) -> str:

@@ -13,6 +13,7 @@ from salviz.exploration import Exploration
 from salviz.images import Picture
 from salviz.methods import Method
 from salviz.scores import describe, scores
+from salviz.support import Support, probe
 
 
 def lines(exploration: Exploration, classifier: Classifier, picture: Picture) -> list[str]:
@@ -90,16 +91,17 @@ def method_dicts(classifier: Classifier | None) -> list[dict[str, Any]]:
     """The methods' cards in plain types.
 
     Args:
-        classifier: Adds whether each method can explain it, and if not, why.
+        classifier: Adds whether each method can explain it, and if not, why; every method is tried on it.
 
     Returns:
         One dictionary a method; `passes` holds for default settings and the classifier's input size, or
         224 x 224 pixels.
     """
-    return [_method_dict(method, classifier) for method in methods.METHODS.values()]
+    tried = {} if classifier is None else {row.method: row for row in probe(classifier).rows}
+    return [_method_dict(method, classifier, tried.get(name)) for name, method in methods.METHODS.items()]
 
 
-def _method_dict(method: Method, classifier: Classifier | None) -> dict[str, Any]:
+def _method_dict(method: Method, classifier: Classifier | None, tried: Support | None) -> dict[str, Any]:
     card = method.card
     size = (224, 224) if classifier is None else classifier.preprocessing.input_size
     plain = (
@@ -108,9 +110,15 @@ def _method_dict(method: Method, classifier: Classifier | None) -> dict[str, Any
     found: dict[str, Any] = {name: getattr(card, name) for name in plain}
     found["parameters"] = [asdict(parameter) for parameter in card.parameters]
     found["passes"] = card.passes(card.check_parameters(None), size)
-    if classifier is not None:
-        refusal = method.refusal(classifier)
-        found |= {"model": classifier.id, "explains_model": refusal is None, "refusal": refusal}
+    if classifier is not None and tried is not None:
+        works = tried.state == "works"
+        found |= {
+            "model": classifier.id,
+            "explains_model": works,
+            "refusal": None if works else tried.reason,
+            "layer": tried.layer or None,
+            "grid": None if tried.grid is None else list(tried.grid),
+        }
     return found
 
 
@@ -120,14 +128,24 @@ def method_lines(classifier: Classifier | None) -> Iterator[str]:
     Args:
         classifier: Adds whether each method can explain it, and if not, why.
     """
-    rows: list[tuple[str, ...]] = []
-    for method in methods.METHODS.values():
-        card = method.card
-        settings = " ".join(f"{parameter.name}={parameter.default}" for parameter in card.parameters)
-        row: tuple[str, ...] = (card.id, card.title, card.family, settings)
-        rows.append(row if classifier is None else (*row, method.refusal(classifier) or "yes"))
-    heads: tuple[str, ...] = ("id", "title", "family", "settings")
-    yield from _table(heads if classifier is None else (*heads, f"explains {classifier.title}"), rows)
+    if classifier is None:
+        cards = [method.card for method in methods.METHODS.values()]
+        settings = [
+            " ".join(f"{parameter.name}={parameter.default}" for parameter in card.parameters) for card in cards
+        ]
+        rows = [(card.id, card.title, card.family, text) for card, text in zip(cards, settings, strict=True)]
+        yield from _table(("id", "title", "family", "settings"), rows)
+        return
+    found = [(methods.get(row.method).card, row) for row in probe(classifier).rows]
+    tried = [(card.id, card.title, card.family, _outcome(row)) for card, row in found]
+    yield from _table(("id", "title", "family", f"explains {classifier.title}"), tried)
+
+
+def _outcome(row: Support) -> str:
+    if row.grid is None:
+        return row.reason
+    where = f" at {row.layer}" if row.layer else ""
+    return f"yes: {row.grid[1]} x {row.grid[0]}{where}"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"changes", "overlay", "targets", "transforms"}),
     frozenset({"methods", "similarity"}),
     frozenset({"maps", "engine", "request"}),
-    frozenset({"explaining", "exploration"}),
+    frozenset({"explaining", "exploration", "support"}),
     frozenset({"comparison", "scores", "render"}),
     frozenset({"figures"}),
     frozenset({"export"}),

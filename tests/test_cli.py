@@ -119,10 +119,9 @@ def test_options_reach_the_request(small: Classifier, image: str, capsys: pytest
     assert told["files"] == []
 
 
-def test_the_defaults_are_those_of_request_for(
-    small: Classifier, image: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert manifest_of(capsys, image)["digest"] == request_for(open_path(image), small).digest
+def test_the_defaults_are_those_of_the_page(small: Classifier, image: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert manifest_of(capsys, image)["digest"] == request_for(open_path(image), small, changes=["untrained"]).digest
+    assert manifest_of(capsys, image, "--changes", "none")["digest"] == request_for(open_path(image), small).digest
 
 
 @pytest.mark.parametrize("text", ["none", "paper"])
@@ -178,7 +177,7 @@ def test_progress_is_shown_to_a_person_and_erased(
     small: Classifier, image: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert main(["explain", image, "--augment", "none"]) == 0
+    assert main(["explain", image, "--augment", "none", "--changes", "none"]) == 0
     told = capsys.readouterr().err
     assert "Explaining: pass 1 of 1" in told
     assert told.endswith("\r\033[K")

@@ -68,7 +68,9 @@ def test_scores_are_the_papers_means() -> None:
     assert found.sensitivity.value == pytest.approx(1 - fidelity)
     assert found.cose.value == pytest.approx(math.sqrt(consistency * (1 - fidelity)))
     assert (found.consistency.count, found.sensitivity.count, found.kept_by_model) == (2, 3, 1)
-    assert found.consistency.low <= consistency <= found.consistency.high
+    assert math.isnan(found.consistency.low), "two rows carry no interval"
+    assert found.sensitivity.low <= 1 - fidelity <= found.sensitivity.high
+    assert math.isnan(found.cose.low), "nor does what stands on them"
     unlabelled = scores(exploration(*MIXED))
     assert unlabelled.cose.value == found.cose.value
     assert unlabelled.without_label == 6
@@ -102,10 +104,21 @@ def test_rows_still_to_come_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("predicted", "ssim", "name", "text"),
     [
-        ([3, 3, 1, 3, 0], [NAN, 0.75, 0.5, 0.25, 0.125], "cose", r"0\.\d\d \[0\.\d\d, 0\.\d\d\] n = 4"),
-        ([3, 3, 1], [NAN, 0.75, 0.25], "consistency", r"0\.75 \[0\.75, 0\.75\] n = 1"),
-        ([3, 3], [NAN, 0.75], "consistency", r"0\.75 n = 1"),
-        ([3, 3, 3, 1], [NAN, 0.75, NAN, 0.5], "consistency", r"0\.75 \[.*\] n = 1 \(1 more undefined\)"),
+        (
+            [3, 3, 3, 3, 0, 1, 2],
+            [NAN, 0.75, 0.5, 0.25, 0.125, 0.5, 0.25],
+            "cose",
+            r"0\.\d\d \[0\.\d\d, 0\.\d\d\] n = 6",
+        ),
+        ([3, 3, 1, 3, 0], [NAN, 0.75, 0.5, 0.25, 0.125], "cose", r"0\.\d\d n = 4: too few for an interval"),
+        ([3, 3, 1], [NAN, 0.75, 0.25], "consistency", r"0\.75 n = 1: too few for an interval"),
+        ([3, 3], [NAN, 0.75], "consistency", r"0\.75 n = 1: too few for an interval"),
+        (
+            [3, 3, 3, 1],
+            [NAN, 0.75, NAN, 0.5],
+            "consistency",
+            r"0\.75 n = 1 \(1 more undefined\): too few for an interval",
+        ),
         ([3, 3, 3], [NAN, 0.75, 0.5], "sensitivity", "undefined: no augmentation changed the prediction"),
         ([3, 1, 1], [NAN, 0.75, 0.5], "consistency", "undefined: no augmentation kept the prediction"),
         ([3, 1, 1], [NAN, 0.75, 0.5], "cose", "undefined: consistency is undefined"),

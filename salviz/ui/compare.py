@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CHEAP, ALL = "compare.cheap", "compare.all"
 """Slots: rows that follow every change by themselves, and all rows once the person wants the slow ones too."""
 
+SUPPORT = "compare.support"
+
 _MAP_WIDTH = 232
 
 
@@ -48,8 +50,8 @@ def look(chosen: rows.Chosen, pick: Pick) -> View:
     if not chosen.requests or pick.picture is None:
         return View(chosen, pick, None, None, None)
     cheap, slow = rows.split(chosen)
-    first = follow.follow(CHEAP, rows.comparing(chosen, cheap, pick.picture)) if cheap else None
-    every = follow.follow(ALL, rows.comparing(chosen, chosen.requests, pick.picture)) if slow else None
+    first = follow.follow(CHEAP, rows.comparing(chosen, cheap, pick.picture, is_costly=False)) if cheap else None
+    every = follow.follow(ALL, rows.comparing(chosen, chosen.requests, pick.picture, is_costly=True)) if slow else None
     # All rows, once there are as many of them as of the cheap ones.
     results = [followed.result for followed in (every, first) if followed is not None and followed.result is not None]
     return View(chosen, pick, first, every, max(results, key=lambda result: len(result.found), default=None))
@@ -263,3 +265,41 @@ def agreement(view: View) -> None:
         "Each cell compares the maps of its row and column; branches join the most alike first, by one minus "
         "Spearman's correlation. Flat maps have no correlation and stand without a value."
     )
+
+
+def support(view: View) -> None:
+    """What works on the model, and why the rest does not; computed when somebody opens it."""
+    loaded = view.pick.loaded
+    if loaded is None:
+        return
+    box = st.expander(f"What works on {loaded.classifier.title}", key="support", on_change="rerun")
+    if not box.open:
+        return
+    with box:
+        task = follow.Task(f"support|{loaded.classifier.digest}|{loaded.key}", 0.0, False, partial(_probe, loaded))
+        followed = follow.follow(SUPPORT, task)
+        if followed.state == "running":
+            follow.progress(SUPPORT, followed, "Trying every method", unit="methods")
+        elif followed.result is None:
+            st.caption(followed.error or "The trial was stopped.")
+        else:
+            _support_table(followed.result)
+
+
+def _probe(loaded: Any, job: Any) -> Any:
+    from salviz.support import probe
+
+    return probe(loaded.classifier, progress=job.tick)
+
+
+def _support_table(table: Any) -> None:
+    from salviz.methods import METHODS
+
+    lines = ["| Method | Works | |", "|---|---|---|"]
+    for row in table.rows:
+        mark = ":material/check: yes" if row.state == "works" else f":material/close: {row.state}"
+        where = f" at `{row.layer}`" if row.layer else ""
+        told = row.reason if row.grid is None else f"{row.grid[1]} × {row.grid[0]} cells{where}"
+        lines.append(f"| {METHODS[row.method].card.title} | {mark} | {panels.plain(told) if row.reason else told} |")
+    st.markdown("\n".join(lines))
+    st.caption("Every method was tried on one picture of noise with its cheapest settings.")

@@ -122,6 +122,7 @@ def follow(slot: str, task: Task) -> Followed:
     if job.state == "done":
         return Followed(job.result, None, "done", None, task.seconds)
     _note(outcome, job)
+    del visit.jobs[slot]
     state, error = outcome[key]
     return Followed(runner.peek(key), None, state, error, task.seconds)
 
@@ -154,14 +155,14 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def progress(slot: str, followed: Followed, name: str) -> None:
+def progress(slot: str, followed: Followed, name: str, *, unit: str = "passes") -> None:
     """Progress and Cancel of work under way; redraws the page when something new has come."""
     if followed.job is not None:
-        _progress(slot, followed.job, name, followed.published)
+        _progress(slot, followed.job, name, followed.published, unit)
 
 
 @st.fragment(run_every=0.5)
-def _progress(slot: str, job: Job, name: str, shown: int) -> None:
+def _progress(slot: str, job: Job, name: str, shown: int, unit: str) -> None:
     job.look(session.visit().name)
     if not job.is_open or job.published != shown:
         st.rerun()
@@ -171,5 +172,5 @@ def _progress(slot: str, job: Job, name: str, shown: int) -> None:
             st.progress(0.0, text=f"{name}: waiting, {before} before you")
         else:
             share = min(1.0, job.done / job.total) if job.total else 0.0
-            st.progress(share, text=f"{name}: {job.done} of {job.total or '…'} passes")
+            st.progress(share, text=f"{name}: {job.done} of {job.total or '…'} {unit}")
         st.button("Cancel", key=f"cancel.{slot}", on_click=stop, args=(slot,))

@@ -47,12 +47,12 @@ def run() -> None:
     if error is not None:
         st.error(error)
         return
-    if st.session_state.pop("_switch", None):
-        # A callback cannot open a page.
-        st.switch_page(pages[0])
     name = _name(page)
     state.adopt_url(name)
     pick = sidebar.choose(name)
+    if st.session_state.pop("_switch", None):
+        # A callback cannot open a page; and before the sidebar is drawn, Streamlit would forget what was picked there.
+        st.switch_page(pages[0])
     pick.problems[:0] = state.notices()
     st.session_state["_pick"] = pick
     with state.whole_run():

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
+from salviz.overlay import decimals
 from salviz.ui import state
 
 
@@ -133,7 +134,7 @@ def pick(label: str, titles: Mapping[str, str], key: str, *, meaning: str | None
 
 def number(value: float) -> str:
     """Two decimals with a real minus sign, or `undefined`."""
-    return "undefined" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
+    return "undefined" if math.isnan(value) else decimals(value)
 
 
 def share(value: float) -> str:

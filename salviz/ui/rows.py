@@ -40,17 +40,16 @@ class Chosen:
 
 def choose(pick: Pick) -> Chosen:
     """The choice of rows, above everything it changes."""
-    with st.container(horizontal=True, vertical_alignment="bottom", key="rows_choice"):
-        kind = panels.choice("Rows", KINDS, "rows")
-        chosen = Chosen(kind)
-        if kind == "methods":
-            names = _methods()
-        elif kind == "models":
-            models = _models()
-        else:
-            chosen.top = int(
-                st.number_input("How many", min_value=2, max_value=10, key="top", persist_state="session", width=120)
-            )
+    kind = panels.choice("Rows", KINDS, "rows")
+    chosen = Chosen(kind)
+    if kind == "methods":
+        names = _methods()
+    elif kind == "models":
+        models = _models()
+    else:
+        chosen.top = int(
+            st.number_input("How many", min_value=2, max_value=10, key="top", persist_state="session", width=160)
+        )
     if pick.request is None or pick.picture is None or pick.loaded is None:
         return chosen
     if kind == "methods":
@@ -149,13 +148,14 @@ def _seconds(chosen: Chosen, request: Request) -> float:
     return float(max(1.0, passes) * max(1, chosen.top) * loaded.seconds_per_pass)
 
 
-def comparing(chosen: Chosen, requests: list[Request], picture: Picture) -> follow.Task:
+def comparing(chosen: Chosen, requests: list[Request], picture: Picture, *, is_costly: bool) -> follow.Task:
     """The task of a comparison.
 
     Args:
         chosen: Holds the classifiers, and how many classes where these are the rows.
         requests: One a row; with classes as rows the one that is asked for each of them.
         picture: The photograph.
+        is_costly: Whether it waits for the person to ask for it.
     """
     from salviz.comparison import comparison_digest
 
@@ -170,4 +170,4 @@ def comparing(chosen: Chosen, requests: list[Request], picture: Picture) -> foll
         return compare(classifiers, picture, asked, progress=job.tick, publish=job.publish)
 
     seconds = sum(_seconds(chosen, request) for request in requests)
-    return follow.Task(comparison_digest(requests, chosen.top), seconds, seconds > follow.CHEAP_SECONDS, run)
+    return follow.Task(comparison_digest(requests, chosen.top), seconds, is_costly, run)

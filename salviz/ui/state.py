@@ -191,7 +191,8 @@ def adopt_url(page: str) -> None:
     before = st.session_state.get("_page", page)
     st.session_state["_page"] = page
     if before != page and not current:
-        # The navigation opens a page without a query: the pick goes along.
+        # The navigation opens a page without a query: the pick goes along, and is written at the end of the run.
+        st.session_state["_url"] = current
         return
     written = st.session_state.get("_url", {})
     fresh = "_url" not in st.session_state

@@ -11,9 +11,8 @@ import json
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,38 +26,11 @@ from salviz.images import open_sample, samples
 from salviz.request import request_for
 from salviz.similarity import spearman, ssim
 from salviz.transforms import augment, default_variants, realign
+from tests.benchmarks.timing import Ratio, compare, conditions, measure, table
 from tests.readme import put_into
 
 MODEL = "tf_efficientnet_lite0"
 BATCH = 16
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A cost measured against another.
-
-    Attributes:
-        title: What is measured.
-        against: What it is measured against.
-        seconds: Median of the measured side.
-        reference: Median of the other side.
-        ratio: Median of the repetitions' ratios.
-        bound: What the ratio has to meet.
-        is_at_least: Whether the bound is the smallest allowed ratio, not the largest.
-    """
-
-    title: str
-    against: str
-    seconds: float
-    reference: float
-    ratio: float
-    bound: float
-    is_at_least: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        """Whether the ratio keeps its bound."""
-        return self.ratio >= self.bound if self.is_at_least else self.ratio <= self.bound
 
 
 def photographs(classifier: Classifier, count: int) -> Tensor:
@@ -138,46 +110,25 @@ def tasks(classifier: Classifier) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(named: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of every repetition, all tasks taking turns; the first round warms up and is not counted.
-
-    Every other round goes backwards, so that neither side of a ratio always has the warm caches.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in named}
-    for round_ in range(repeat + 1):
-        for name, task in list(named.items())[:: -1 if round_ % 2 else 1]:
-            start = time.perf_counter()
-            task()
-            if round_:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def ratios(seconds: dict[str, list[float]]) -> list[Ratio]:
     """The ratios that have bounds."""
 
-    def ratio(name: str, against: str, titles: tuple[str, str], bound: float, *, least: bool = False) -> Ratio:
-        pairs = zip(seconds[name], seconds[against], strict=True)
-        median = statistics.median(one / other for one, other in pairs)
-        both = (statistics.median(seconds[part]) for part in (name, against))
-        return Ratio(*titles, *both, median, bound, least)
-
     return [
-        ratio("grad_cam", "forward16", (f"Grad-CAM, batch of {BATCH}", "plain forward of the batch"), 1.15),
-        ratio(
-            "gradient", "bare_gradient",
+        compare(seconds, "grad_cam", "forward16", (f"Grad-CAM, batch of {BATCH}", "plain forward of the batch"), 1.15),
+        compare(
+            seconds, "gradient", "bare_gradient",
             (f"Gradient, batch of {BATCH}", "bare forward and `torch.autograd.grad`"), 1.1,
         ),
-        ratio(
-            "page", "forward14",
+        compare(
+            seconds, "page", "forward14",
             ("The page's default: Grad-CAM, 13 variants, warps and SSIM", "plain forward of 14 images"), 1.3,
         ),
-        ratio(
-            "page_twin", "forward14",
+        compare(
+            seconds, "page_twin", "forward14",
             ("The same with the untrained twin", "plain forward of 14 images"), 1.3,
         ),
-        ratio(
-            "peer", "comparable_cam",
+        compare(
+            seconds, "peer", "comparable_cam",
             (f"pytorch-grad-cam's Grad-CAM, batch of {BATCH}", "Salviz' Grad-CAM, scaled and resized alike"), 6.0,
             least=True,
         ),
@@ -186,20 +137,9 @@ def ratios(seconds: dict[str, list[float]]) -> list[Ratio]:
 
 def markdown(found: Sequence[Ratio], parts: dict[str, float], repeat: int) -> str:
     """The table and a line about the parts and the machine."""
-    lines = ["| What | Measured against | ms | ms | Ratio | Bound | Met |", "|---|---|---:|---:|---:|---:|---|"]
-    for row in found:
-        sign = "≥" if row.is_at_least else "≤"
-        lines.append(
-            f"| {row.title} | {row.against} | {1000 * row.seconds:.0f} | {1000 * row.reference:.0f} "
-            f"| {row.ratio:.2f} | {sign} {row.bound:g} | {'yes' if row.is_met else 'no'} |"
-        )
     times = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in parts.items())
-    lines += [
-        "",
-        f"For 13 variants of {MODEL}'s maps: {times}. Medians of {repeat} interleaved repetitions, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}.",
-    ]
-    return "\n".join(lines)
+    last = f"For 13 variants of {MODEL}'s maps: {times}. {conditions(repeat).capitalize()}."
+    return "\n".join([*table(found), "", last])
 
 
 def main() -> None:

@@ -283,7 +283,7 @@ def test_slow_work_can_be_watched_stopped_and_reloaded(server: Server, open_page
     assert address(overlay(page)) == old
     page.get_by_role("button", name="Compute").click()
     expect(page.get_by_text(PASSES)).to_be_visible()
-    expect(page.get_by_text("Shown below: what was there before.")).to_be_visible()
+    expect(page.get_by_text("Shown below: what was there before, ")).to_be_visible()
     screenshot(page, "running")
     assert address(overlay(page)) == old
     # The clean map comes first, the variants follow.

@@ -141,7 +141,7 @@ def test_costly_work_says_how_long_it_takes_and_waits(visit: Visit) -> None:
     before = pictures_of(app)["Overlay"]
     app.sidebar.selectbox(key="method").select("occlusion").run()
     assert "Occlusion will take about" in markdown_of(app)
-    assert "Shown below: what was there before." in markdown_of(app)
+    assert "Shown below: what was there before, Grad-CAM of " in markdown_of(app)
     assert pictures_of(app)["Overlay"] == before
 
 
@@ -164,7 +164,7 @@ def test_the_work_that_fails_leaves_the_picture_and_one_sentence(visit: Visit, r
     app.sidebar.selectbox(key="method").select("gradient").run()
     assert works(app)
     assert "It does not fit into memory. Choose a smaller classifier." in markdown_of(app)
-    assert "Shown below: what was there before." in markdown_of(app)
+    assert "Shown below: what was there before, Grad-CAM of " in markdown_of(app)
     assert pictures_of(app)["Overlay"] == before
     assert app.title[0].value == "Cat · Tiny · Grad-CAM"
     raising["error"] = None
@@ -183,6 +183,58 @@ def test_a_fault_inside_is_told_without_its_words(
     assert "Something went wrong inside Salviz" in markdown_of(app)
     assert "tensor a" not in markdown_of(app)
     assert "tensor a" in caplog.text
+
+
+def test_work_that_fails_between_two_looks_is_told_and_not_begun_again(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = METHODS["gradient"]
+    released, runs = threading.Event(), []
+
+    def late(*args: Any, **options: Any) -> Any:
+        runs.append(1)
+        assert released.wait(60)
+        raise MethodError("It does not fit into memory. Choose a smaller classifier.")
+
+    app = visit()
+    monkeypatch.setitem(METHODS, "gradient", replace(plain, explain=late))
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.05)
+    app.sidebar.selectbox(key="method").select("gradient").run()
+    (job,) = session.runner()._open.values()
+    released.set()
+    assert job.finished.wait(60)
+    for _ in range(3):
+        app.run()
+        assert "It does not fit into memory. Choose a smaller classifier." in markdown_of(app)
+    assert len(runs) == 1
+    assert works(app)
+
+
+def test_costly_work_that_runs_already_is_joined(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a second visitor, or by the first one after a reload."""
+    plain = METHODS["gradient"]
+    released, runs = threading.Event(), []
+
+    def slow(*args: Any, **options: Any) -> Any:
+        runs.append(1)
+        assert released.wait(60)
+        return plain.explain(*args, **options)
+
+    quick = {"aug": "flip_lr", "twin": "0"}
+    first = visit(**quick)
+    monkeypatch.setitem(METHODS, "gradient", replace(plain, explain=slow))
+    monkeypatch.setattr(follow, "PATIENT_SECONDS", 0.0)
+    first.sidebar.selectbox(key="method").select("gradient").run()
+    assert "will take about" in markdown_of(first)
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.05)
+    first.button(key="compute").click().run()
+    second = visit(method="gradient", **quick)
+    assert "will take about" not in markdown_of(second).partition("Going through")[0]
+    released.set()
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 120.0)
+    second.run()
+    assert works(second)
+    assert len(runs) == 1
 
 
 def test_a_refusal_is_told(visit: Visit, tiny_vit: str) -> None:
@@ -320,7 +372,11 @@ def test_a_bad_link_costs_a_sentence_a_part(visit: Visit, link: dict[str, str]) 
     method = {"method": "integrated_gradients"} if "set.steps" in link else {}
     app = visit(**{"aug": "flip_lr", "twin": "0", **method, **link})
     assert works(app)
-    sentences = warnings_of(app).split("\n\n")
+    told = warnings_of(app).split("\n\n")
+    assert len(told) == min(len(link), 4), "three sentences and how many more there are"
+    if len(link) > 3:
+        assert told[3] == f"And {panels.counted(len(link) - 3, 'part', 'parts')} more of the link were left out."
+    sentences = app.session_state["_notices"]
     assert len(sentences) == len(link)
     assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in sentences)
     for field, value in link.items():
@@ -441,13 +497,38 @@ def test_scores_of_a_right_prediction_need_no_stand_in(visit: Visit) -> None:
     assert "stands in for it" not in markdown_of(app)
 
 
+def test_variants_are_sorted_by_the_prediction_whatever_the_label(visit: Visit) -> None:
+    """A wrong label leaves nothing to score, but a kept prediction is a kept one."""
+    app = visit(aug="flip_lr,blur,brightness", label="5")
+    assert cards_of(app) == cards_of(visit(aug="flip_lr,blur,brightness"))
+    assert markdown_of(app).count("COSE counts only images") == 1
+
+
+def test_a_suggestion_typed_as_it_is_shown_is_found(visit: Visit) -> None:
+    for typed in ("efficientnet-LITE0", "EfficientNet-Lite0"):
+        app = visit(model=typed)
+        assert app.sidebar.selectbox(key="model").value == "tf_efficientnet_lite0"
+        assert works(app)
+
+
+def test_a_model_that_cannot_be_had_leaves_a_way_on(visit: Visit) -> None:
+    app = visit(model="timm:no_such_net")
+    assert not app.exception
+    assert "no_such_net" in warnings_of(app)
+    app.button(key="use_default").click().run()
+    assert works(app)
+    assert app.sidebar.selectbox(key="model").value == "tf_efficientnet_lite0"
+    app.sidebar.selectbox(key="model").select("timm:resnet50.tv_in1k").run()
+    assert "Shown below: what was there before, Grad-CAM of EfficientNet-Lite0." in markdown_of(app)
+
+
 def test_no_augmentation_at_all(visit: Visit) -> None:
     app = visit(aug="", twin="0")
     assert works(app)
     assert cards_of(app) == ([], [])
     assert set(metrics_of(app).values()) == {"undefined"}
-    assert "No augmentation left the prediction as it was" in markdown_of(app)
-    assert "Nothing changed the prediction" in markdown_of(app)
+    assert "No augmentation is chosen" in markdown_of(app)
+    assert "Nothing changed the prediction" not in markdown_of(app)
     assert app.query_params["aug"] == ""
 
 

@@ -1,0 +1,58 @@
+"""The Compare page in a real browser."""
+
+import re
+from typing import Any
+
+from tests.e2e.conftest import NARROW, Open, Server
+from tests.e2e.test_explore import LITE, expect, fields, heading, screenshot, settled, shows
+
+FEW = "methods=grad_cam,gradient,edge,random"
+
+
+def rows(page: Any) -> Any:
+    return page.get_by_role("button", name=re.compile(": overlay$"))
+
+
+def is_complete(page: Any, count: int) -> None:
+    """Wait until all rows and their agreement are on the page."""
+    expect(page.get_by_text(f"{count} rows in")).to_be_visible()
+    expect(rows(page)).to_have_count(count)
+    expect(page.locator(".st-key-agreement .js-plotly-plot")).to_be_visible()
+    settled(page)
+
+
+def test_a_deep_link_compares_and_a_click_opens_explore(server: Server, open_page: Open) -> None:
+    page = open_page(f"{server.url}/compare?{FEW}")
+    expect(heading(page)).to_have_text(f"Cat · {LITE}")
+    is_complete(page, 4)
+    screenshot(page, "compare", whole=True)
+    assert fields(page) == {"methods": "grad_cam,gradient,edge,random"}
+    page.get_by_role("button", name="Gradient: map", exact=True).click()
+    shows(page, "Cat", LITE, "Gradient")
+    assert fields(page) == {"method": "gradient"}
+    page.get_by_role("link", name="Compare").click()
+    is_complete(page, 4)
+
+
+def test_the_pick_goes_along_and_rows_can_be_classes(server: Server, open_page: Open) -> None:
+    page = open_page(f"{server.url}/?image=sample:espresso&method=layer_cam")
+    shows(page, "Espresso", LITE, "LayerCAM")
+    page.get_by_role("link", name="Compare").click()
+    expect(heading(page)).to_have_text(f"Espresso · {LITE}")
+    page.get_by_role("radio", name="Most probable classes").click()
+    expect(heading(page)).to_have_text(f"Espresso · {LITE} · LayerCAM")
+    is_complete(page, 5)
+    expect(page.get_by_role("button", name="espresso: overlay", exact=True)).to_be_visible()
+    assert fields(page) == {"image": "sample:espresso", "method": "layer_cam", "rows": "classes"}
+
+
+def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None:
+    for name, options in (
+        ("compare-narrow", {"viewport": NARROW}),
+        ("compare-dark", {"color_scheme": "dark"}),
+    ):
+        page = open_page(f"{server.url}/compare?{FEW}", **options)
+        is_complete(page, 4)
+        main = page.locator('[data-testid="stMain"]')
+        assert main.evaluate("element => element.scrollWidth <= element.clientWidth"), name
+        screenshot(page, name, whole=True)

@@ -1,0 +1,161 @@
+"""The Compare page's states, by Streamlit's own test harness."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from salviz.methods import METHODS
+from salviz.ui import follow, session
+from tests.pages.conftest import ROOT, TIMEOUT
+
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def compare(tiny: str) -> Open:
+    """Open the page as a link does."""
+
+    def open_link(**fields: Any) -> AppTest:
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=TIMEOUT)
+        for key, value in {"model": tiny, **fields}.items():
+            app.query_params[key] = value
+        return app.switch_page("pages/compare.py").run()
+
+    return open_link
+
+
+def texts(app: AppTest) -> str:
+    return "\n".join(element.value for element in [*app.markdown, *app.caption, *app.warning])
+
+
+def row_titles(app: AppTest) -> list[str]:
+    """Titles of the rows on the page, from the top down."""
+    return [
+        element.value.partition("**")[2].partition("**")[0]
+        for element in app.main.markdown
+        if "cells, scale" in element.value
+    ]
+
+
+def test_the_first_visit_compares_cheap_methods_and_controls(compare: Open) -> None:
+    app = compare()
+    assert not app.exception
+    titles = row_titles(app)
+    assert titles[:3] == ["Grad-CAM", "Grad-CAM++", "LayerCAM"]
+    assert titles[-2:] == ["Edge detector (control)", "Random (control)"]
+    assert "Who agrees with whom" in [header.value for header in app.subheader]
+    assert texts(app).count("with the row above: Spearman") == len(titles) - 1
+    assert "rows in" in texts(app)
+
+
+def test_only_chosen_methods_stand_in_rows_and_the_link_holds_them(compare: Open, tiny: str) -> None:
+    app = compare(methods="edge,gradient")
+    assert row_titles(app) == ["Edge detector (control)", "Gradient"]
+    app.multiselect(key="methods").select("random").run()
+    assert row_titles(app) == ["Edge detector (control)", "Gradient", "Random (control)"]
+    assert app.query_params == {"model": tiny, "methods": "edge,gradient,random"}
+
+
+def test_nothing_chosen_is_said(compare: Open) -> None:
+    app = compare(methods="")
+    assert not app.exception
+    assert "Nothing is chosen" in texts(app)
+
+
+def test_models_as_rows(compare: Open, tiny: str, tiny_vit: str) -> None:
+    app = compare(rows="models", models=f"{tiny},{tiny_vit},timm:no_such_net")
+    assert not app.exception
+    assert row_titles(app) == ["Tiny", "Tiny ViT"]
+    assert "no_such_net" in texts(app)
+
+
+def test_the_most_probable_classes_as_rows(compare: Open) -> None:
+    app = compare(rows="classes", top="3")
+    assert not app.exception
+    titles = row_titles(app)
+    assert len(titles) == 3
+    assert all(title.startswith("thing ") for title in titles)
+    assert len(set(titles)) == 3
+
+
+def test_what_cannot_explain_the_model_is_said_beside_the_rest(compare: Open, tiny_vit: str) -> None:
+    app = compare(model=tiny_vit, methods="gradient,guided_backprop")
+    assert row_titles(app) == ["Gradient"]
+    assert "ReLU nets only" in texts(app)
+
+
+def test_slow_rows_wait_and_then_join(compare: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "CHEAP_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "TRIFLE_SECONDS", 0.0)
+    slow = METHODS["smoothgrad"]
+
+    def passes(parameters: Any, size: Any) -> float:
+        return 1e4
+
+    monkeypatch.setitem(METHODS, "smoothgrad", replace(slow, card=replace(slow.card, passes=passes)))
+    monkeypatch.setattr(follow, "TRIFLE_SECONDS", 5.0)
+    app = compare(methods="edge,smoothgrad")
+    assert row_titles(app) == ["Edge detector (control)"]
+    assert "1 row more will take about" in texts(app)
+    app.button(key="compute").click().run()
+    assert row_titles(app) == ["Edge detector (control)", "SmoothGrad"]
+    assert "will take about" not in texts(app)
+
+
+def test_cancel_keeps_what_was_there(compare: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = METHODS["gradient"]
+    begun = threading.Event()
+
+    def endless(*args: Any, work: Any, **options: Any) -> Any:
+        begun.set()
+        while True:
+            work.tick(0)
+
+    monkeypatch.setitem(METHODS, "gradient", replace(plain, explain=endless))
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 2.0)
+    app = compare(methods="edge,gradient")
+    assert begun.wait(60)
+    app.run()
+    (job,) = session.runner()._open.values()
+    assert row_titles(app) == ["Edge detector (control)"]
+    app.button(key="cancel.compare.cheap").click().run()
+    assert job.finished.wait(60)
+    assert row_titles(app) == ["Edge detector (control)"]
+    assert "was stopped" in texts(app)
+
+
+def test_bad_parts_of_a_link_are_left_out(compare: Open) -> None:
+    app = compare(rows="nonesuch", methods="edge,nonesuch", top="99", alike="x")
+    assert not app.exception
+    assert row_titles(app)
+    assert "left out" in texts(app)
+
+
+def test_the_pick_goes_along_from_page_to_page(compare: Open) -> None:
+    app = compare(methods="edge", image="sample:espresso")
+    app.query_params.clear()
+    app.switch_page("pages/explore.py").run()
+    assert not app.exception
+    assert app.title[0].value.startswith("Espresso · Tiny")
+    app.query_params.clear()
+    app.switch_page("pages/compare.py").run()
+    assert row_titles(app) == ["Edge detector (control)"]
+
+
+def test_what_works_on_the_model_is_told_when_opened(compare: Open, tiny_vit: str, model_folder: Any) -> None:
+    app = compare(model=tiny_vit, methods="edge")
+    assert "picture of noise" not in texts(app)
+    app.session_state["support"] = True
+    app.run()
+    assert not app.exception
+    (table,) = [element.value for element in app.markdown if "| Works |" in element.value]
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines()[2:]}
+    assert len(rows) == len(METHODS)
+    assert ":material/check: yes" in rows["Grad-CAM"]
+    assert "blocks.5.norm1" in rows["Grad-CAM"] or "norm1" in rows["Grad-CAM"]
+    assert "refused" in rows["Guided backprop"]
+    assert "fails" not in table.replace("Known failures", "")
