@@ -271,7 +271,7 @@ def _explain_part(
         found.completeness,
         found.standard_error,
         found.samples,
-        step.passes * len(x),
+        (step.passes if found.passes is None else found.passes) * len(x),
         seconds,
     )
 

@@ -91,6 +91,7 @@ class Attribution:
             promise completeness.
         standard_error: `(N,)` for sampling methods: see `sampling.Estimate.error`.
         samples: `(N,)` samples behind it, where a tolerance may have stopped it.
+        passes: Image passes an image took, where the card cannot know (a layer's channels); None where it does.
     """
 
     maps: Tensor
@@ -98,6 +99,7 @@ class Attribution:
     completeness: Tensor | None = None
     standard_error: Tensor | None = None
     samples: Tensor | None = None
+    passes: float | None = None
 
 
 Explain = Callable[..., Attribution]

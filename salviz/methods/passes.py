@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import cut_at, target_layer
 from salviz.errors import MethodError
 from salviz.methods.card import Parameter
-from salviz.targets import Target
+from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
 LAYER = Parameter("layer", "", "Layer to attach to; empty for the one the rule finds.")
@@ -71,15 +72,37 @@ def head_gradient(classifier: Classifier, x: Tensor, target: Target, layer: str)
     return where.channel_maps(activation), where.channel_maps(gradient), logits.detach()
 
 
+def shared_trunk(classifier: Classifier, x: Tensor, layer: str, work: Work) -> tuple[Tensor, Tensor]:
+    """The images' activation of the target layer as a leaf, and the logits that grow on it, made once for all methods.
+
+    Returns:
+        The activation in the layer's own layout, which requires a gradient, and `(N, K)` logits with the head's graph
+        between them: `torch.autograd.grad(..., retain_graph=True)` gives the gradient of anything made of the logits.
+    """
+
+    def compute() -> tuple[Tensor, Tensor]:
+        where = target_layer(classifier, layer or None)
+        with torch.enable_grad(), cut_at(classifier, where) as capture:
+            logits = classifier.forward(x, is_published=where.is_published)
+        assert capture.activation is not None  # noqa: S101 - the hook ran
+        work.tick(len(x))
+        return capture.activation, logits
+
+    return work.once(("trunk", layer), compute)
+
+
 def shared_head(
     classifier: Classifier, x: Tensor, target: Target, layer: str, work: Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`head_gradient` of the images themselves, made once for all methods that explain them together."""
 
     def compute() -> tuple[Tensor, Tensor, Tensor]:
-        found = head_gradient(classifier, x, target, layer)
-        work.tick(len(x))
-        return found
+        where = target_layer(classifier, layer or None)
+        leaf, logits = shared_trunk(classifier, x, layer, work)
+        with torch.enable_grad():
+            score = target.resolve(logits).score(logits)
+            (gradient,) = torch.autograd.grad(score.sum(), leaf, retain_graph=True)
+        return where.channel_maps(leaf.detach()), where.channel_maps(gradient), logits.detach()
 
     return work.once(("head", layer), compute)
 
@@ -131,3 +154,50 @@ def gaussian_noise(x: Tensor, level: float, generators: Sequence[torch.Generator
     ranges = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
     drawn = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype).to(x.device) for g in generators]
     return torch.stack(drawn) * (level * ranges)
+
+
+def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
+    """Points in [0, 1] and their weights.
+
+    Args:
+        rule: `gauss_legendre`, `trapezoid`, or `released`: COSE's and PAIR's equal weights with both ends.
+        steps: Number of points.
+    """
+    if rule == "gauss_legendre":
+        points, weights = np.polynomial.legendre.leggauss(steps)
+        return list((points + 1) / 2), list(weights / 2)
+    points = np.linspace(0.0, 1.0, steps) if steps > 1 else np.array([1.0])
+    if rule == "trapezoid" and steps > 1:
+        weights = np.full(steps, 1.0 / (steps - 1))
+        weights[[0, -1]] /= 2
+    else:
+        weights = np.full(steps, 1.0 / steps)
+    return list(points), list(weights)
+
+
+def straight_gradient(
+    classifier: Classifier, x: Tensor, blank: Tensor, target: ClassTarget, rule: str, steps: int, work: Work
+) -> Tensor:
+    """Mean of the score's gradient on the straight way from a blank image: `(N, 3, H, W)`.
+
+    Args:
+        classifier: The model; its lock is held by the caller.
+        x: `(N, 3, H, W)` float32 in model space.
+        blank: `(N, 3, H, W)`, where the way begins.
+        target: One entry an image.
+        rule: See `quadrature`.
+        steps: Points on the way; each costs a forward and a backward.
+        work: Budget and progress.
+    """
+    difference = x - blank
+    points, weights = quadrature(rule, steps)
+    total = torch.zeros_like(x)
+    per_pass = work.copies(len(x))
+    for start in range(0, steps, per_pass):
+        part = points[start : start + per_pass]
+        batch = torch.cat([blank + alpha * difference for alpha in part])
+        gradients, _ = score_gradient(classifier, batch, target.repeat(len(part)))
+        for gradient, weight in zip(torch.split(gradients, len(x)), weights[start:], strict=False):
+            total.add_(gradient, alpha=weight)
+        work.tick(2 * len(batch))
+    return total

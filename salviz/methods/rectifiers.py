@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,6 +33,18 @@ class _GuidedClamp(torch.autograd.Function):
         return grad.clamp(min=0.0) * passed, None
 
 
+class _PositiveGradient(torch.autograd.Function):
+    """ReLU or ReLU6 whose backward rectifies the signal and forgets the input (Zeiler & Fergus, sec. 2.1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, upper: float | None) -> Tensor:
+        return x.clamp(min=0.0, max=upper)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.clamp(min=0.0), None
+
+
 _RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_}
 _RELU6 = {F.relu6}
 _OTHER_RECTIFIERS = {
@@ -49,6 +63,73 @@ _OTHER_RECTIFIERS = {
         "glu",
     )
 }
+
+
+_ELEMENTWISE = frozenset(
+    {
+        "relu", "relu6", "hardtanh", "leaky_relu", "prelu", "silu", "gelu", "hardswish", "hardsigmoid", "elu", "selu",
+        "celu", "mish", "softplus", "sigmoid", "tanh", "logsigmoid", "softsign", "threshold",
+    }
+)  # fmt: skip
+HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu"})
+"""Activations that are a slope times their input, whichever side it is on: they have no intercept."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One call of an activation function.
+
+    Attributes:
+        name: Without the underscore of its in-place form.
+        x: What it was called on.
+        apply: The function itself, of one tensor of any shape; never in place.
+        bounds: For a clamp such as ReLU or ReLU6, between which values it changes nothing.
+    """
+
+    name: str
+    x: Tensor
+    apply: Callable[[Tensor], Tensor]
+    bounds: tuple[float, float] | None = None
+
+
+def as_activation(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activation | None:
+    """The activation that a call seen by a `TorchFunctionMode` is, or None where it is something else.
+
+    Whether it came from a module, a function or a tensor's method makes no difference.
+    """
+    given = getattr(func, "__name__", "")
+    name = given.rstrip("_")
+    if name not in _ELEMENTWISE or (args and not isinstance(args[0], Tensor)):
+        return None
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, Tensor):
+        return None
+    rest = {key: value for key, value in kwargs.items() if key != "input"}
+    # An in-place flag is the only Boolean that these functions take.
+    if "inplace" in rest:
+        rest["inplace"] = False
+    others = tuple(False if value is True else value for value in args[1:])
+
+    def apply(z: Tensor) -> Tensor:
+        result: Tensor = func(z.clone() if given.endswith("_") else z, *others, **rest)
+        return result
+
+    bounds = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}.get(name)
+    if name == "hardtanh":
+        low = args[1] if len(args) > 1 else rest.get("min_val", -1.0)
+        high = args[2] if len(args) > 2 else rest.get("max_val", 1.0)
+        bounds = (float(low), float(high))
+    return Activation(name, x, apply, bounds)
+
+
+def as_product(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    """The factors of a product of two tensors, such as a gate and what it gates; None where it is something else.
+
+    Products made in place are left alone: what they overwrite may be read again.
+    """
+    if getattr(func, "__name__", "") not in ("mul", "multiply") or len(args) < 2:
+        return None
+    return (args[0], args[1]) if isinstance(args[0], Tensor) and isinstance(args[1], Tensor) else None
 
 
 class RectifierMode(TorchFunctionMode):
@@ -116,20 +197,47 @@ def guided_gradient(classifier: Classifier, x: Tensor, target: Target, work: Wor
     return work.once("guided backprop", compute)
 
 
-def needs_relu(classifier: Classifier) -> str | None:
-    """Why guided backpropagation is undefined for a classifier, or None."""
+def deconvnet_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work) -> tuple[Tensor, Tensor]:
+    """The deconvnet's reconstruction of the images.
+
+    Returns:
+        `(N, 3, H, W)` and `(N, K)` logits.
+    """
+
+    def replace(z: Tensor, upper: float | None) -> Tensor:
+        result: Tensor = _PositiveGradient.apply(z, upper)
+        return result
+
+    with RectifierMode(replace):
+        found = score_gradient(classifier, x, target)
+    work.tick(2 * len(x))
+    return found
+
+
+def no_relu(classifier: Classifier, method: str) -> str | None:
+    """Why a method that changes the way back through the ReLUs is undefined for a classifier, or None.
+
+    Args:
+        classifier: Asked with one blank image.
+        method: How the sentence names the method.
+    """
     height, width = classifier.preprocessing.input_size
     blank = torch.zeros(1, 3, height, width, device=classifier.device)
     with classifier.lock, torch.no_grad(), RectifierMode() as seen:
         classifier.forward(blank)
     if seen.others:
         return (
-            f"Guided backpropagation is defined for ReLU nets only, and {classifier.title} uses "
+            f"{method} is defined for ReLU nets only, and {classifier.title} uses "
             f"{', '.join(sorted(seen.others))}. Choose Gradient or Grad-CAM instead."
         )
     if not seen.relus:
         return (
-            f"Guided backpropagation is defined for ReLU nets only, and {classifier.title} has no ReLU that "
-            "could be guided. Choose Gradient or Grad-CAM instead."
+            f"{method} is defined for ReLU nets only, and {classifier.title} has no ReLU on the way. "
+            "Choose Gradient or Grad-CAM instead."
         )
     return None
+
+
+def needs_relu(classifier: Classifier) -> str | None:
+    """Why guided backpropagation is undefined for a classifier, or None."""
+    return no_relu(classifier, "Guided backpropagation")

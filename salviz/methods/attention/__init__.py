@@ -1,1 +1,5 @@
-"""Attention of transformers, read as relevance."""
+"""Methods that read the attention of vision transformers."""
+
+from salviz.methods.attention import legrad, rollout
+
+__all__ = ["legrad", "rollout"]

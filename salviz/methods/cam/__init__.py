@@ -1,5 +1,5 @@
 """Class activation maps: weighted sums of a layer's channels."""
 
-from salviz.methods.cam import closed
+from salviz.methods.cam import ablated, closed, contrast, eigen, guided, masked, pooled
 
-__all__ = ["closed"]
+__all__ = ["ablated", "closed", "contrast", "eigen", "guided", "masked", "pooled"]

@@ -85,6 +85,23 @@ def layer_cam_map(activation: Tensor, gradient: Tensor) -> Tensor:
     return (gradient.clamp(min=0) * activation).sum(dim=1)
 
 
+def hires_cam_map(activation: Tensor, gradient: Tensor) -> Tensor:
+    """HiResCAM (eq. 3, before the ReLU): `(N, C, h, w)` twice -> `(N, h, w)`."""
+    return (gradient * activation).sum(dim=1)
+
+
+def xgrad_cam_map(activation: Tensor, gradient: Tensor) -> Tensor:
+    """XGrad-CAM (eq. 8, before the ReLU): `(N, C, h, w)` twice -> `(N, h, w)`.
+
+    A channel whose activations cancel to nothing but rounding has no weight: the ratio is undefined there. On a layer
+    of non-negative activations only dead channels are such.
+    """
+    total = activation.sum(dim=(2, 3))
+    is_none = total.abs() <= 1e-5 * activation.abs().sum(dim=(2, 3))
+    weight = (gradient * activation).sum(dim=(2, 3)) / torch.where(is_none, torch.ones_like(total), total)
+    return torch.einsum("nchw,nc->nhw", activation, torch.where(is_none, torch.zeros_like(weight), weight))
+
+
 _cam(
     "grad_cam",
     "Grad-CAM",
@@ -117,4 +134,26 @@ _cam(
     "Jiang, Zhang, Hou, Cheng, Wei: LayerCAM. IEEE TIP 2021.",
     "On early layers it follows textures and edges.",
     layer_cam_map,
+)
+_cam(
+    "hires_cam",
+    "HiResCAM",
+    "Each activation times its own gradient, summed over channels; nothing is averaged. Where a linear layer follows, "
+    "the map adds up to the score but for its bias. It cannot light up places the model did not use there.",
+    r"M_{ij} = \mathrm{ReLU}\Big(\sum_k \frac{\partial f_c}{\partial A^k_{ij}} A^k_{ij}\Big)",
+    "Draelos, Carin: Use HiResCAM instead of Grad-CAM for Faithful Explanations of Convolutional Neural Networks. "
+    "arXiv 2011.08891, 2020.",
+    "Noisier than Grad-CAM where the head is deep, because single gradients are.",
+    hires_cam_map,
+)
+_cam(
+    "xgrad_cam",
+    "XGrad-CAM",
+    "Like Grad-CAM, but a channel's gradient is averaged with its own activations as weights. That keeps the sum of "
+    "the map close to the score. On nets that end in a global average it is Grad-CAM.",
+    r"M = \mathrm{ReLU}\Big(\sum_k \Big(\sum_{ij}\frac{A^k_{ij}}{\sum_{uv} A^k_{uv}}"
+    r"\frac{\partial f_c}{\partial A^k_{ij}}\Big) A^k\Big)",
+    "Fu, Hu, Dong, Guo, Gao, Li: Axiom-based Grad-CAM. BMVC 2020.",
+    "Made for layers after a ReLU: where activations have both signs their sum can be near zero and the weight huge.",
+    xgrad_cam_map,
 )

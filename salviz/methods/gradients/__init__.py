@@ -1,5 +1,5 @@
 """Derivatives of the score with respect to the input."""
 
-from salviz.methods.gradients import plain, rectified, smooth
+from salviz.methods.gradients import full_grad, plain, rectified, smooth
 
-__all__ = ["plain", "rectified", "smooth"]
+__all__ = ["full_grad", "plain", "rectified", "smooth"]

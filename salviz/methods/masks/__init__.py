@@ -1,1 +1,5 @@
 """Masks optimised for one image."""
+
+from salviz.methods.masks import extremal, machinery, meaningful
+
+__all__ = ["extremal", "machinery", "meaningful"]

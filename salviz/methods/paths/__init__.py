@@ -1,5 +1,5 @@
 """Gradients collected on a way from a baseline to the image."""
 
-from salviz.methods.paths import blur, integrated
+from salviz.methods.paths import blur, deeplift, expected, guided, integrated
 
-__all__ = ["blur", "integrated"]
+__all__ = ["blur", "deeplift", "expected", "guided", "integrated"]

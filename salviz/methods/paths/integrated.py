@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
-from salviz.methods.passes import blank_like, score_gradient, shared_logits
+from salviz.methods.passes import blank_like, shared_logits, straight_gradient
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -20,20 +19,6 @@ BASELINE = Parameter(
     "The blank image: mean colour of the training set, or black.",
     choices=("mean", "black"),
 )
-
-
-def _nodes(rule: str, steps: int) -> tuple[list[float], list[float]]:
-    """Points in [0, 1] and their weights for a quadrature rule."""
-    if rule == "gauss_legendre":
-        points, weights = np.polynomial.legendre.leggauss(steps)
-        return list((points + 1) / 2), list(weights / 2)
-    points = np.linspace(0.0, 1.0, steps) if steps > 1 else np.array([1.0])
-    if rule == "trapezoid" and steps > 1:
-        weights = np.full(steps, 1.0 / (steps - 1))
-        weights[[0, -1]] /= 2
-    else:
-        weights = np.full(steps, 1.0 / steps)
-    return list(points), list(weights)
 
 
 @register(
@@ -77,18 +62,7 @@ def integrated_gradients(
     """Integrated gradients: `(N, 3, H, W)`; with the completeness error."""
     assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
     blank = blank_like(classifier, x, baseline)
-    difference = x - blank
-    points, weights = _nodes(rule, steps)
-    total = torch.zeros_like(x)
-    per_pass = work.copies(len(x))
-    for start in range(0, steps, per_pass):
-        part = points[start : start + per_pass]
-        batch = torch.cat([blank + alpha * difference for alpha in part])
-        gradients, _ = score_gradient(classifier, batch, target.repeat(len(part)))
-        for gradient, weight in zip(torch.split(gradients, len(x)), weights[start:], strict=False):
-            total.add_(gradient, alpha=weight)
-        work.tick(2 * len(batch))
-    maps = difference * total
+    maps = (x - blank) * straight_gradient(classifier, x, blank, target, rule, steps, work)
     logits = shared_logits(classifier, x, work)
     gained = target.score(logits) - target.score(classifier.predict(blank))
     work.tick(len(x))

@@ -1,5 +1,5 @@
 """What the score loses when parts of the image are hidden."""
 
-from salviz.methods.perturbation import occlusion
+from salviz.methods.perturbation import ablation, occlusion, rise, surrogate, xrai
 
-__all__ = ["occlusion"]
+__all__ = ["ablation", "occlusion", "rise", "surrogate", "xrai"]

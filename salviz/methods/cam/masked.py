@@ -1,0 +1,174 @@
+"""Class activation maps found by running the model on the image seen through its own channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.layers import target_layer
+from salviz.methods.cam.channels import CHANNELS, TYPICAL_CHANNELS, strongest, weighted_sum
+from salviz.methods.cam.closed import shares_head
+from salviz.methods.card import Attribution, MethodCard, Parameter, register
+from salviz.methods.passes import LAYER, no_spatial_layer, shared_trunk
+from salviz.targets import ClassTarget, Target
+from salviz.work import Work
+
+
+def as_mask(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps brought to the image's size and to [0, 1], each by its own extremes: `(R, h, w)` -> `(R, 1, H, W)`.
+
+    A flat map becomes zero.
+    """
+    grown = F.interpolate(maps.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
+    # Over one flat dimension extremes are found several times faster than over two.
+    low, high = grown.flatten(1).amin(dim=1), grown.flatten(1).amax(dim=1)
+    span = torch.where(high > low, high - low, torch.ones_like(high))
+    return (grown - low.view(-1, 1, 1, 1)) / span.view(-1, 1, 1, 1)
+
+
+def _score_cam_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
+    return 1.0 + (float(parameters["channels"]) or TYPICAL_CHANNELS)
+
+
+@register(
+    MethodCard(
+        id="score_cam",
+        title="Score-CAM",
+        family="class activation maps",
+        idea="The image is shown through every channel of the last spatial layer in turn, and the class score of each "
+        "view decides the channel's weight. No gradient is used. It costs one pass a channel.",
+        formula=r"M = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big),\; w = \mathrm{softmax}_k\, f_c\big(x \odot "
+        r"s(\mathrm{Up}(A^k))\big)",
+        citation="Wang, Wang, Du, Yang, Zhang, Ding, Mardziel, Hu: Score-CAM. CVPR workshops 2020.",
+        evidence="positive",
+        scaling="minmax",
+        signed=False,
+        passes=_score_cam_passes,
+        parameters=(LAYER, CHANNELS),
+        explains_predicted=True,
+        failures="A soft mask darkens as well as hides; where scores are close all channels weigh nearly the same.",
+        refusal=no_spatial_layer,
+        needs="a layer with a spatial map",
+        shares=shares_head,
+    )
+)
+def score_cam(
+    classifier: Classifier,
+    x: Tensor,
+    target: Target,
+    *,
+    generators: Sequence[torch.Generator],
+    work: Work,
+    layer: str,
+    channels: int,
+) -> Attribution:
+    """Score-CAM (algorithm 1): `(N, h, w)`, before the final ReLU.
+
+    A channel multiplies the normalised input, so what it hides becomes the training set's mean colour. The baseline's
+    score, which the paper takes off every channel's, cancels in the softmax. Channels without any contrast all hide
+    everything: they are run once, not one by one, and count as run.
+    """
+    where = target_layer(classifier, layer or None)
+    leaf, logits = shared_trunk(classifier, x, layer, work)
+    activation, logits = where.channel_maps(leaf.detach()).float(), logits.detach()
+    resolved = target.resolve(logits)
+    chosen = strongest(activation, channels)
+    count = chosen.shape[1]
+    work.total += round((1 + count - _score_cam_passes({"channels": channels}, (0, 0))) * len(x))
+    images, positions = _with_contrast(activation, chosen)
+    # Whatever is not run below is a view of nothing.
+    blank = resolved.score(classifier.predict(torch.zeros_like(x[:1])).expand(len(x), -1))
+    scores = blank.unsqueeze(1).repeat(1, count)
+    for part in work.chunks(len(images)):
+        rows, places = images[part], positions[part]
+        views = x[rows].mul_(as_mask(activation[rows, chosen[rows, places]], (x.shape[2], x.shape[3])))
+        scores[rows, places] = resolved.part(rows).score(classifier.predict(views))
+        work.tick(len(rows))
+    work.tick(count * len(x) - len(images))
+    return Attribution(weighted_sum(activation, scores.softmax(dim=1), chosen), logits, passes=1.0 + count)
+
+
+def _with_contrast(activation: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Image and position in `chosen` `(N, k)` of every channel that is not flat: `(R,)` twice, image by image."""
+    picked = torch.take_along_dim(activation.flatten(2), chosen.unsqueeze(2), dim=1)
+    is_shown = picked.amax(dim=2) > picked.amin(dim=2)
+    if is_shown.is_meta:
+        # How many there are depends on values, which meta tensors do not have.
+        is_shown = torch.ones(is_shown.shape, dtype=torch.bool)
+    images, positions = is_shown.nonzero(as_tuple=True)
+    return images.to(activation.device), positions.to(activation.device)
+
+
+def _opti_cam_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
+    return 1.0 + 2.0 * int(parameters["steps"])
+
+
+@register(
+    MethodCard(
+        id="opti_cam",
+        title="Opti-CAM",
+        family="class activation maps",
+        idea="The channels' weights are improved step by step, until the image seen through the weighted map scores "
+        "as high as it can. Weights are positive and add up to one. Every image has its own.",
+        formula=r"M = \sum_k \mathrm{softmax}(u)_k A^k,\; u = \arg\max_u f_c\big(x \odot s(\mathrm{Up}(M))\big)",
+        citation="Zhang, Torres, Sicre, Avrithis, Ayache: Opti-CAM. Computer Vision and Image Understanding 2024.",
+        evidence="positive",
+        scaling="minmax",
+        signed=False,
+        passes=_opti_cam_passes,
+        parameters=(
+            LAYER,
+            Parameter("steps", 100, "Steps of the optimiser (Adam).", low=1, high=500, step=1),
+            Parameter("rate", 0.1, "Learning rate.", low=0.001, high=1.0, step=0.01),
+        ),
+        explains_predicted=True,
+        failures="Shows what suffices for the score: maps are wide and keep context that helps the class.",
+        refusal=no_spatial_layer,
+        needs="a layer with a spatial map",
+        shares=shares_head,
+    )
+)
+def opti_cam(
+    classifier: Classifier,
+    x: Tensor,
+    target: Target,
+    *,
+    generators: Sequence[torch.Generator],
+    work: Work,
+    layer: str,
+    steps: int,
+    rate: float,
+) -> Attribution:
+    """Opti-CAM (eq. 10 to 12): `(N, h, w)`, never negative.
+
+    As in the authors' code activations go through a ReLU and all channels begin alike. That code stops a whole batch
+    at once; here every image gets all steps.
+    """
+    where = target_layer(classifier, layer or None)
+    leaf, logits = shared_trunk(classifier, x, layer, work)
+    activation, logits = where.channel_maps(leaf.detach()).float().clamp(min=0), logits.detach()
+    resolved: ClassTarget = target.resolve(logits)
+    is_flat = activation.amax(dim=(2, 3)) == activation.amin(dim=(2, 3))
+
+    def mixed(weights: Tensor) -> Tensor:
+        # A flat channel changes neither the scaled map nor the score. Its gradient is nothing but rounding, of which
+        # Adam would make whole steps.
+        shares = weights.masked_fill(is_flat, -torch.inf).softmax(dim=1).nan_to_num()
+        return torch.einsum("nchw,nc->nhw", activation, shares)
+
+    with torch.enable_grad():
+        weights = torch.zeros(activation.shape[:2], device=x.device).requires_grad_(True)
+        optimiser = torch.optim.Adam([weights], lr=rate, maximize=True)
+        for _ in range(steps):
+            maps = mixed(weights)
+            views = as_mask(maps, (x.shape[2], x.shape[3])) * x
+            score = resolved.score(classifier.forward(views))
+            (weights.grad,) = torch.autograd.grad(score.sum(), weights)
+            optimiser.step()
+            work.tick(2 * len(x))
+    return Attribution(mixed(weights.detach()), logits)

@@ -1,0 +1,234 @@
+"""Rules of layer-wise relevance propagation, written as changed gradients.
+
+Relevance of a value is the value times its changed gradient, `R = z g`. Under the LRP-0 rule the changed gradient is
+the gradient itself, so sums, means, poolings, reshapes and everything else that is linear needs no rule at all, and a
+rule is a change of what a layer hands back: `R_i = x_i g_i` with `g_i = sum_j c_ij f_j g_j`. Each rule computes a
+*carrier*, some function of `x` whose derivative is `c`, and the factor `f`; the layer's value stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from salviz.errors import MethodError
+
+Layer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A convolution or linear map: `(x, weight, bias)` -> value."""
+Rule = Callable[[Layer, Tensor, Tensor, Tensor | None, bool], Tensor]
+"""`(layer, x, weight, bias, is_positive)` -> the layer's value with the rule's way back to `x`.
+
+`is_positive` says that no entry of `x` can be negative, which halves the work of some rules.
+"""
+
+_STABILISER = 1e-9
+"""Added to denominators, with their sign: far below any activation that matters."""
+
+
+class NoRuleError(MethodError):
+    """A net does something for which relevance propagation has no rule."""
+
+
+class _Carry(torch.autograd.Function):
+    """A value whose gradient goes to carriers, to each times a factor of its own.
+
+    Factors are as large as activations, and touching fresh memory is what costs: they are made in place, and the way
+    back, which is taken once, turns them into the gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: list[Tensor], factors: list[Tensor], *carriers: Tensor) -> Tensor:
+        ctx.factors = factors
+        ctx.shapes = [carrier.shape for carrier in carriers]
+        return value.pop()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # A carrier may be the same for all channels.
+        gradients = [
+            factor.mul_(grad) if factor.shape == shape else factor.mul_(grad).sum_to_size(shape)
+            for factor, shape in zip(ctx.factors, ctx.shapes, strict=True)
+        ]
+        return None, None, *gradients
+
+
+def carry(carrier: Tensor, factor: Tensor, value: Tensor) -> Tensor:
+    """`value`, with `factor` times its gradient handed to `carrier`.
+
+    Args:
+        carrier: Of the value's shape, or broadcastable to it; its own values do not matter.
+        factor: Of the value's shape, without a graph; used up on the way back.
+        value: Without a graph, fresh.
+    """
+    result: Tensor = _Carry.apply([value], [factor], carrier)
+    return result
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """`part / whole` for a whole that is never negative, with a stabilised denominator; of the shape of `part`."""
+    if part.shape != whole.shape:
+        return part / (whole + _STABILISER)
+    stabilised = whole + _STABILISER
+    return torch.div(part, stabilised, out=stabilised)
+
+
+def plain(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, is_positive: bool) -> Tensor:
+    """LRP-0: the gradient as it is."""
+    return layer(x, weight, bias)
+
+
+def epsilon(stabiliser: float) -> Rule:
+    """The epsilon rule (Bach et al. 2015, eq. 58): `R_i = sum_j z_ij / (z_j + eps sign z_j) R_j`."""
+    if stabiliser == 0:
+        return plain
+
+    def rule(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, is_positive: bool) -> Tensor:
+        value = layer(x, weight, bias)
+        # |z| / (|z| + eps) as 1 - eps / (|z| + eps), in place.
+        factor = value.detach().abs().add_(stabiliser).reciprocal_().mul_(-stabiliser).add_(1.0)
+        value.register_hook(factor.mul_)  # type: ignore[no-untyped-call]
+        return value
+
+    return rule
+
+
+def _positive_part(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, is_positive: bool) -> Tensor:
+    """Sum of the positive contributions `(x_i w_ij)+`, a bias counted as one of them."""
+    above = None if bias is None else bias.clamp(min=0)
+    if is_positive:
+        return layer(x, weight.clamp(min=0), above)
+    over = F.relu(x)
+    return layer(over, weight.clamp(min=0), above).add_(layer(x - over, weight.clamp(max=0), None))
+
+
+def z_plus(keeps_bias: bool) -> Rule:
+    """The z+ or alpha1-beta0 rule (Montavon et al. 2017): `R_i = sum_j (z_ij)+ / sum_i (z_ij)+ R_j`.
+
+    Args:
+        keeps_bias: Whether a positive bias counts in the sum and so keeps its share of the relevance.
+    """
+
+    def rule(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, is_positive: bool) -> Tensor:
+        with torch.no_grad():
+            value = layer(x, weight, bias)
+        positive = _positive_part(layer, x, weight, bias if keeps_bias else None, is_positive)
+        return carry(positive, share(value, positive.detach()), value)
+
+    return rule
+
+
+def alpha_beta(alpha: float, beta: float, keeps_bias: bool) -> Rule:
+    """The alpha-beta rule (Bach et al. 2015, eq. 60): alpha parts for, beta parts against; `alpha - beta = 1`.
+
+    Args:
+        alpha: Weight of the positive contributions' shares.
+        beta: Weight of the negative ones'.
+        keeps_bias: See `z_plus`.
+    """
+
+    def rule(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, is_positive: bool) -> Tensor:
+        with torch.no_grad():
+            value = layer(x, weight, bias)
+        held = bias if keeps_bias else None
+        positive = _positive_part(layer, x, weight, held, is_positive)
+        # What is negative of it is minus what is positive of the same layer with all signs of its weights turned.
+        negative = _positive_part(layer, x, -weight, None if held is None else -held, is_positive)
+        factors = [share(value, positive.detach()).mul_(alpha), share(value, negative.detach()).mul_(-beta)]
+        result: Tensor = _Carry.apply([value], factors, positive, negative)
+        return result
+
+    return rule
+
+
+def gamma(strength: float) -> Rule:
+    """The gamma rule for inputs and outputs of either sign (Montavon et al. 2019; Andéol et al. 2021).
+
+    Contributions of the output's sign count `1 + gamma` times: `c_ij = w_ij + gamma w_ij [sign z_ij = sign z_j]`. With
+    `(z_ij)+ = (z_ij + |z_ij|) / 2` that is one more product, of absolute values.
+    """
+
+    def rule(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, is_positive: bool) -> Tensor:
+        value = layer(x, weight, bias)
+        sizes = layer(x if is_positive else x.abs(), weight.abs(), None if bias is None else bias.abs())
+        flat = value.detach()
+        # z_j over its sum of counted contributions, which is sign z_j ((1 + gamma / 2) |z_j| + gamma / 2 sum |z_ij|).
+        size = flat.abs()
+        whole = (sizes.detach() * (strength / 2)).add_(size, alpha=1 + strength / 2).add_(_STABILISER)
+        factor = size.div_(whole)
+        turned = torch.copysign(factor, flat).mul_(strength / 2)
+        factors = [factor.mul_(1 + strength / 2), turned]
+        result: Tensor = _Carry.apply([flat], factors, value, sizes)
+        return result
+
+    return rule
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """What a layer that reads the image gets.
+
+    Attributes:
+        values: What the layer reads, without a graph.
+        gate: Ones of the same shape, zero where the image was padded; its gradient is the pixels' relevance.
+        low: Smallest possible values.
+        high: Largest possible values.
+    """
+
+    values: Tensor
+    gate: Tensor
+    low: Tensor
+    high: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor], gate: Callable[[Tensor], Tensor] | None = None) -> Pixels:
+        """All four changed in the same way, the gate perhaps in another."""
+        return Pixels(change(self.values), (gate or change)(self.gate), change(self.low), change(self.high))
+
+
+FirstRule = Callable[[Layer, Pixels, Tensor, Tensor | None], Tensor]
+"""`(layer, pixels, weight, bias)` -> the layer's value; the gradient at the pixels' gate is their relevance."""
+
+
+def as_elsewhere(rule: Rule) -> FirstRule:
+    """The rule of inner layers at the image: `x` times the gate has the gradient `x g`, which is the relevance."""
+
+    def first(layer: Layer, pixels: Pixels, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return rule(layer, pixels.values * pixels.gate, weight, bias, False)
+
+    return first
+
+
+def flat(layer: Layer, pixels: Pixels, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The flat rule (Lapuschkin et al. 2019): relevance spreads evenly over the pixels that a neuron sees."""
+    with torch.no_grad():
+        value = layer(pixels.values, weight, bias)
+    # All neurons see the same pixels, unless channels are grouped.
+    ones = torch.ones_like(weight[:1] if value.shape[1] == len(weight) and _is_ungrouped(pixels, weight) else weight)
+    count = layer(pixels.gate, ones, None)
+    return carry(count, share(value, count.detach()), value)
+
+
+def _is_ungrouped(pixels: Pixels, weight: Tensor) -> bool:
+    return weight.ndim == pixels.gate.ndim and weight.shape[1] == pixels.gate.shape[1]
+
+
+def z_box(layer: Layer, pixels: Pixels, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The z-B rule (Montavon et al. 2017) for values between `low` and `high`.
+
+    `R_i = sum_j (x_i w_ij - l_i w_ij+ - h_i w_ij-) / (the same summed over i) R_j`.
+    """
+    with torch.no_grad():
+        value = layer(pixels.values, weight, bias)
+    box = (
+        layer(pixels.values * pixels.gate, weight, None)
+        - layer(pixels.low * pixels.gate, weight.clamp(min=0), None)
+        - layer(pixels.high * pixels.gate, weight.clamp(max=0), None)
+    )
+    # Pixels outside the box, which augmented pictures may have, can leave a whole without a share that means anything.
+    whole = box.detach()
+    factor = torch.where(whole > 0, share(value, whole.clamp(min=0)), torch.zeros_like(value))
+    return carry(box, factor, value)
