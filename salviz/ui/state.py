@@ -21,7 +21,7 @@ from salviz.overlay import DisplayRange
 from salviz.transforms import AUGMENTATIONS
 
 COMPARED = (
-    "grad_cam", "grad_cam_pp", "layer_cam", "gradient", "input_x_gradient", "smoothgrad", "guided_backprop", "edge",
+    "grad_cam", "hires_cam", "eigen_cam", "gradient", "input_x_gradient", "guided_backprop", "deeplift", "lrp", "edge",
     "random",
 )  # fmt: skip
 """The methods a first visit compares: cheap ones of several families, and the controls."""

@@ -147,7 +147,7 @@ def naive_area_loss(mask, area):
     start = 0
     while start < count:  # equal values share what their ranks ask for
         stop = start + 1
-        while stop < count and float((values[stop] - values[stop - 1]).detach()) < 1e-14:
+        while stop < count and float((values[stop] - values[stop - 1]).detach()) <= 1e-12:
             stop += 1
         wanted[start:stop] = [sum(wanted[start:stop]) / (stop - start)] * (stop - start)
         start = stop

@@ -45,7 +45,7 @@ def test_the_first_visit_compares_cheap_methods_and_controls(compare: Open) -> N
     app = compare()
     assert not app.exception
     titles = row_titles(app)
-    assert titles[:3] == ["Grad-CAM", "Grad-CAM++", "LayerCAM"]
+    assert titles[:3] == ["Grad-CAM", "HiResCAM", "Eigen-CAM"]
     assert titles[-2:] == ["Edge detector (control)", "Random (control)"]
     assert "Who agrees with whom" in [header.value for header in app.subheader]
     assert texts(app).count("with the row above: Spearman") == len(titles) - 1

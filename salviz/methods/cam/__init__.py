@@ -1,4 +1,4 @@
-"""Class activation maps: weighted sums of a layer's channels."""
+"""Class activation maps: a layer's channels, weighted and summed up."""
 
 from salviz.methods.cam import ablated, closed, contrast, eigen, guided, masked, pooled
 

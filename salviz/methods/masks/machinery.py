@@ -18,8 +18,8 @@ from salviz.work import Work
 
 LEVELS = 8
 """Blurs in the pyramid, the image itself among them."""
-TIE = 16
-"""Values of a mask are equal when they differ by no more roundings than this."""
+TIE = {torch.float32: 1e-6, torch.float64: 1e-12}
+"""Values of a mask nearer than this are equal: rounding stays below it, whatever a gradient does is above."""
 
 
 def precise(x: Tensor) -> torch.dtype:
@@ -155,7 +155,7 @@ def area_loss(mask: Tensor, area: Tensor) -> Tensor:
     count = ordered.shape[1]
     with torch.no_grad():
         place = torch.arange(count, device=mask.device)
-        is_new = ordered[:, 1:] - ordered[:, :-1] > TIE * torch.finfo(mask.dtype).eps
+        is_new = ordered[:, 1:] - ordered[:, :-1] > TIE[mask.dtype]
         edge = torch.ones_like(is_new[:, :1]) if count > 1 else torch.ones_like(ordered, dtype=torch.bool)
         first = torch.where(torch.cat([edge, is_new], dim=1), place, 0).cummax(dim=1).values
         last = torch.where(torch.cat([is_new, edge], dim=1), place + 1, count)

@@ -33,14 +33,17 @@ def through(name: str, func: Callable[..., Tensor], args: tuple[Any, ...], kwarg
     x: Tensor = args[0] if args else kwargs["input"]
     if name in ("relu", "relu_"):
         return F.relu(x)
-    others = {key: value for key, value in kwargs.items() if key != "input"}
     flat = x.detach()
-    is_in_place = name.endswith("_") or others.get("inplace") or any(value is True for value in args)
-    value = func(flat.clone() if is_in_place else flat, *args[1:], **others)
     if is_cut_at_zero(name, args, kwargs):
+        high = args[2] if len(args) > 2 else kwargs.get("max_val", 6.0 if name == "relu6" else 1.0)
         # 0 for what was cut off below.
         above = flat.clamp(min=torch.finfo(flat.dtype).tiny)
+        value = flat.clamp(min=0.0, max=high)
         return carry(x, torch.div(value, above, out=above), value)
+    # Some work in place: they get a copy.
+    others = {key: value for key, value in kwargs.items() if key != "input"}
+    is_in_place = name.endswith("_") or others.get("inplace") or any(value is True for value in args)
+    value = func(flat.clone() if is_in_place else flat, *args[1:], **others)
     if name == "silu":
         return carry(x, flat.sigmoid(), value)
     is_zero = flat == 0

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from salviz.errors import MethodError
 
@@ -55,6 +54,21 @@ class _Carry(torch.autograd.Function):
             for factor, shape in zip(ctx.factors, ctx.shapes, strict=True)
         ]
         return None, None, *gradients
+
+
+class _Split(torch.autograd.Function):
+    """The positive and the negative part of a value, in fewer passes over memory than two clamps take back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        over = x.clamp(min=0)
+        ctx.save_for_backward(over)
+        return over, x - over
+
+    @staticmethod
+    def backward(ctx: Any, over_grad: Tensor, under_grad: Tensor) -> Tensor:
+        (over,) = ctx.saved_tensors
+        return torch.where(over > 0, over_grad, under_grad)
 
 
 def carry(carrier: Tensor, factor: Tensor, value: Tensor) -> Tensor:
@@ -102,8 +116,8 @@ def _positive_part(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None,
     above = None if bias is None else bias.clamp(min=0)
     if is_positive:
         return layer(x, weight.clamp(min=0), above)
-    over = F.relu(x)
-    return layer(over, weight.clamp(min=0), above).add_(layer(x - over, weight.clamp(max=0), None))
+    over, under = _Split.apply(x)
+    return layer(over, weight.clamp(min=0), above).add_(layer(under, weight.clamp(max=0), None))
 
 
 def z_plus(keeps_bias: bool) -> Rule:
