@@ -95,7 +95,9 @@ class Classifier:
 
     @cached_property
     def _folding(self) -> tuple[nn.Module, frozenset[str]]:
-        with self.lock:
+        # Whatever pass comes first may stand under autocast or inference mode; the copy is for all that follow.
+        plain = torch.autocast(self.device.type, enabled=False)
+        with self.lock, torch.inference_mode(mode=False), plain:
             return fold(self.module, self.preprocessing.input_size)
 
     @property

@@ -1,6 +1,7 @@
 """Folding batch norms: the same function, fewer operations, the published module untouched."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,18 @@ def test_the_published_module_is_left_alone_and_the_rest_is_shared() -> None:
     assert all(torch.equal(before[name], value) for name, value in classifier.module.state_dict().items())
     assert runtime.get_submodule("fc").weight.data_ptr() == classifier.module.get_submodule("fc").weight.data_ptr()
     assert not any(parameter.requires_grad for parameter in runtime.parameters())
+
+
+@pytest.mark.parametrize("first", ["autocast", "inference mode"])
+def test_whatever_pass_comes_first_the_copy_is_the_same(first: str) -> None:
+    classifier = replace(timm_model("test_resnet"), autocast=torch.bfloat16 if first == "autocast" else None)
+    x = images(1, 96)
+    with torch.inference_mode(first == "inference mode"):
+        classifier.predict(x.clone())
+    assert classifier.folded == timm_model("test_resnet").folded != frozenset()
+    leaf = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(classifier.forward(leaf).amax(), leaf)
+    assert gradient.abs().sum() > 0
 
 
 class Awkward(nn.Module):
