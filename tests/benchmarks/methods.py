@@ -282,7 +282,9 @@ def _superpixels(
         ("lime", lime, f"lime's LimeImageExplainer, {samples} samples, 1 image", 2.0),
         ("kernel_shap", shap, f"captum's KernelShap, {samples} samples, 1 image", 1.5),
     ):
-        seconds = measure({"theirs": run, "ours": ours(ids, 1, samples=samples, segmentation="slic", segments=50)}, repeat)
+        seconds = measure(
+            {"theirs": run, "ours": ours(ids, 1, samples=samples, segmentation="slic", segments=50)}, repeat
+        )
         rows.append(compare(seconds, "theirs", "ours", (title, f"Salviz' `{ids}`"), bound, least=True))
     return rows
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import MethodError
-from salviz.methods.card import Attribution, MethodCard, Parameter, register
+from salviz.methods.card import Attribution, MethodCard, Parameter, register, two_passes
 from salviz.methods.relevance import rules
 from salviz.methods.relevance.propagation import Composite, PropagationMode
 from salviz.methods.relevance.rules import NoRuleError
@@ -50,9 +49,6 @@ _COMPOSITES: dict[str, Callable[[_Settings], Composite]] = {
         rules.gamma(s.gamma), rules.gamma(s.linear_gamma), rules.as_elsewhere(rules.gamma(s.gamma))
     ),
 }
-_PASSES = {"epsilon": 3.0, "epsilon_gamma_box": 7.0, "gamma": 7.0, "epsilon_alpha2_beta1_flat": 9.0}
-"""What one forward and one backward with a composite's rules cost, in plain passes: rules that tell signs apart have a
-second and third product in every layer, there and back. Measured with EfficientNet-Lite0."""
 
 _transformers: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
@@ -121,12 +117,6 @@ def _refusal(classifier: Classifier) -> str | None:
     return None
 
 
-def _passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
-    """Standard is counted as the dearer of its two composites."""
-    composite = parameters["composite"]
-    return _PASSES.get("gamma" if composite == _STANDARD else composite, 5.0)
-
-
 @register(
     MethodCard(
         id="lrp",
@@ -142,7 +132,7 @@ def _passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
         evidence="positive",
         scaling="percentile",
         signed=True,
-        passes=_passes,
+        passes=two_passes,
         parameters=(
             Parameter(
                 "composite",
@@ -201,13 +191,14 @@ def lrp(
 ) -> Attribution:
     """LRP: `(N, 3, H, W)`; with the completeness error, the sum of the map minus the score.
 
+    One forward and one backward, in which rules that tell signs apart compute a second and third product a layer.
+
     In transformers the rules of AttnLRP act whatever the composite: softmax and its products as their first-order
     expansion with half of the relevance for each factor, norms with a constant scale, activations as identity.
     """
-    passes = round(_passes({"composite": composite}, (0, 0)))
     if composite == _STANDARD:
         composite = "gamma" if _is_transformer(classifier) else "epsilon_plus_flat"
     settings = _Settings(epsilon, gamma, linear_gamma, bias_share)
     maps, start, logits, _ = propagate(classifier, x, target, _COMPOSITES[composite](settings))
-    work.tick(passes * len(x))
+    work.tick(2 * len(x))
     return Attribution(maps, logits, completeness=maps.sum(dim=(1, 2, 3)) - start)
