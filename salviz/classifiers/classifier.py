@@ -95,6 +95,8 @@ class Classifier:
 
     @cached_property
     def _folding(self) -> tuple[nn.Module, frozenset[str]]:
+        if self.device.type == "meta":
+            return self.module, frozenset()
         # Whatever pass comes first may stand under autocast or inference mode; the copy is for all that follow.
         plain = torch.autocast(self.device.type, enabled=False)
         with self.lock, torch.inference_mode(mode=False), plain:
