@@ -62,7 +62,8 @@ def test_digests_are_equal_exactly_for_equal_requests(one: Request, other: Reque
     ("field", "value"),
     [
         ("image", "x"), ("classifier", "x"), ("weights", "x"), ("method", "x"), ("parameters", ()),
-        ("target", None), ("target", 0), ("against", 3), ("against", "runner_up"), ("output", "logit"), ("label", None), ("variants", ()),
+        ("target", None), ("target", 0), ("against", 3), ("against", "runner_up"), ("output", "logit"), ("label", None),
+        ("variants", ()),
         ("variants", ("flip_lr", "rotate:+27")), ("changes", ()), ("data_range", "pair"), ("seed", 4),
         ("precision", "float16"), ("version", "0.2.0"),
     ],

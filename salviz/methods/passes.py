@@ -15,6 +15,16 @@ from salviz.methods.card import Parameter
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
+NOISE = Parameter(
+    "noise",
+    0.15,
+    "Standard deviation of the noise, as a share of the input's range.",
+    low=0.0,
+    high=1.0,
+    step=0.05,
+)
+"""Setting of every method that averages over noisy copies (see `gaussian_noise`)."""
+
 LAYER = Parameter("layer", "", "Layer to attach to; empty for the one the rule finds.")
 
 

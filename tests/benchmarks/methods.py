@@ -10,6 +10,7 @@ import copy
 import gc
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from tests.benchmarks.timing import Ratio, compare, conditions, measure, table
 from tests.readme import put_into
 
 BATCH = 16
-PASSES = 12
+PASSES = 8
 """Passes an image that sampled and iterative methods are cut to: enough to see what they cost beside them."""
 BOUND = 1.15
 CLOSED_CAMS = ("cam", "grad_cam", "grad_cam_pp", "hires_cam", "xgrad_cam", "layer_cam", "eigen_cam", "finer_cam")
@@ -268,7 +269,7 @@ def _superpixels(
 
     def lime() -> object:
         return LimeImageExplainer(random_state=0, verbose=False).explain_instance(
-            picture, predict, top_labels=1, hide_color=0, num_samples=samples, batch_size=BATCH, progress_bar=False,
+            picture, predict, top_labels=1, hide_color=0, num_samples=samples, batch_size=BATCH,
             segmentation_fn=lambda image: labels.numpy(),
         )  # fmt: skip
 
@@ -352,6 +353,10 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _say(started: float, what: str) -> None:
+    print(f"{time.perf_counter() - started:.0f} s: {what}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -364,8 +369,11 @@ def main() -> None:
     started = time.perf_counter()
     lite0, vit = load("tf_efficientnet_lite0", device="cpu"), small_vit()
     ratios = [fast_forward(lite0, options.repeat), together(lite0, options.repeat), together(vit, options.repeat)]
+    _say(started, "sets of methods")
     ratios += peers(lite0, options.repeat)
+    _say(started, "other tools")
     lines = [*table(ratios), "", memory(lite0, options.images), ""]
+    _say(started, "memory")
     for classifier in (lite0, vit):
         rows, worst = own(classifier, options.repeat)
         lines += [
@@ -377,6 +385,7 @@ def main() -> None:
             *rows,
             "",
         ]
+        _say(started, classifier.title)
     lines.append(f"{conditions(options.repeat).capitalize()}; the whole in {time.perf_counter() - started:.0f} s.")
     text = "\n".join(lines)
     print(text)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
-from salviz.methods.passes import gaussian_noise, score_gradient
+from salviz.methods.passes import NOISE, gaussian_noise, score_gradient
 from salviz.methods.sampling import CHECK, TOLERANCE, Estimate, unfinished
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
@@ -21,14 +21,7 @@ _STREAM = "smoothgrad"
 
 _PARAMETERS = (
     Parameter("samples", 25, "Noisy copies averaged.", low=1, high=500, step=1),
-    Parameter(
-        "noise",
-        0.15,
-        "Standard deviation of the noise, as a share of the input's range.",
-        low=0.0,
-        high=1.0,
-        step=0.05,
-    ),
+    NOISE,
     TOLERANCE,
 )
 _SMILKOV = "Smilkov, Thorat, Kim, Viégas, Wattenberg: SmoothGrad. arXiv 1706.03825, 2017."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
-from salviz.methods.passes import blank_like, gaussian_noise, quadrature, score_gradient, shared_logits
+from salviz.methods.passes import NOISE, blank_like, gaussian_noise, quadrature, score_gradient, shared_logits
 from salviz.methods.paths.integrated import BASELINE
 from salviz.methods.sampling import CHECK, TOLERANCE, Estimate, unfinished
 from salviz.targets import ClassTarget, Target
@@ -44,14 +44,7 @@ def _smooth_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> floa
         parameters=(
             Parameter("samples", 25, "Noisy copies averaged.", low=1, high=500, step=1),
             Parameter("steps", 25, "Points on each path.", low=1, high=500, step=1),
-            Parameter(
-                "noise",
-                0.15,
-                "Standard deviation of the noise, as a share of the input's range.",
-                low=0.0,
-                high=1.0,
-                step=0.05,
-            ),
+            NOISE,
             Parameter(
                 "rule",
                 "gauss_legendre",
