@@ -63,9 +63,10 @@ def cheapest(card: MethodCard, size: tuple[int, int]) -> dict[str, Value]:
     """
     chosen: dict[str, Value] = dict(card.check_parameters(None))
     for parameter in card.parameters:
-        for end in (parameter.low, parameter.high):
-            if end is None or isinstance(parameter.default, bool | str):
-                continue
+        if parameter.low is None or parameter.high is None or isinstance(parameter.default, bool | str):
+            continue
+        # A zero may stand for everything: what is one step above it may cost less.
+        for end in (parameter.low, parameter.low + (parameter.step or 0), parameter.high):
             tried = {**chosen, parameter.name: parameter.check(type(parameter.default)(end))}
             if card.passes(tried, size) < card.passes(chosen, size):
                 chosen = tried

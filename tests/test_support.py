@@ -17,6 +17,8 @@ def test_the_cheapest_settings_cost_least_and_are_allowed() -> None:
     smooth, occlusion = methods.get("smoothgrad").card, methods.get("occlusion").card
     assert cheapest(smooth, size)["samples"] == 1
     assert occlusion.passes(cheapest(occlusion, size), size) == 1
+    score_cam = methods.get("score_cam").card
+    assert score_cam.passes(cheapest(score_cam, size), size) == 2, "zero channels stands for all"
     for method in methods.METHODS.values():
         chosen = cheapest(method.card, size)
         assert method.card.check_parameters(chosen) == chosen
