@@ -181,7 +181,7 @@ def explore(
         request: What to do; the defaults of `request_for` where None.
         batch_size: Images in one model pass at the most.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
-        publish: Called with what is known so far, as it comes.
+        publish: Called with what is known so far, as it comes, where the method takes more than `SLOW_PASSES`.
 
     Raises:
         SalvizError: One plain sentence.
@@ -198,13 +198,19 @@ def explore(
     count = 1 + len(request.variants)
     is_slow = card.passes(request.settings, classifier.preprocessing.input_size) > SLOW_PASSES
     cuts = [0, 1, *range(1 + GROUP, count, GROUP), count] if is_slow and count > 1 else [0, count]
+    # Quick work comes as a whole: a page that is drawn twice within a second sends its pictures twice.
+    tell = publish if is_slow else _ignore
     for start, stop in pairwise(cuts):
         run.explain(classifier, slice(start, stop))
-        publish(run.result())
+        tell(run.result())
     for change in request.changes:
         run.explain(changed(classifier, change, request.seed), slice(0, 1))
-        publish(run.result())
+        tell(run.result())
     return run.last
+
+
+def _ignore(exploration: Exploration) -> None:
+    """Nobody is told."""
 
 
 class _Run:

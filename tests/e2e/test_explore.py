@@ -234,14 +234,19 @@ def test_two_visitors_do_not_mix(server: Server, open_page: Open) -> None:
     picks = [("sample:rocket", "gradient", "Rocket", "Gradient"), ("sample:palace", "layer_cam", "Palace", "LayerCAM")]
     links = [f"{server.url}/?image={image}&method={method}" for image, method, _, _ in picks]
     together = [open_page(link) for link in links]
-    found = []
     for page, (_, _, image, method) in zip(together, picks, strict=True):
         shows(page, image, LITE, method)
-        found.append(content(page, overlay(page)))
+    for page in together:
+        # All work is over, and nothing is drawn anew.
+        expect(page.get_by_role("img", name="laid back: SSIM")).to_be_visible()
+        settled(page)
+    found = [content(page, overlay(page)) for page in together]
     assert found[0] != found[1]
     for link, digest, (_, _, image, method) in zip(links, found, picks, strict=True):
         alone = open_page(link)
         shows(alone, image, LITE, method)
+        expect(alone.get_by_role("img", name="laid back: SSIM")).to_be_visible()
+        settled(alone)
         assert content(alone, overlay(alone)) == digest
 
 
