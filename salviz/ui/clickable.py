@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -35,17 +34,16 @@ export default function (component) {
 """
 
 
-def picture(content: bytes, *, alt: str, title: str, key: str, on_press: Callable[[], None]) -> None:
-    """Draw a PNG as a button.
+def picture(source: str, *, alt: str, title: str, key: str, on_press: Callable[[], None]) -> None:
+    """Draw a picture as a button.
 
     Args:
-        content: The PNG.
+        source: Its address; a data URI, as `drawn` makes them.
         alt: What it shows.
         title: What a click does.
         key: Of the widget.
         on_press: Called before the next run, as any widget's callback.
     """
-    source = "data:image/png;base64," + base64.b64encode(content).decode()
     _component()(key=key, data={"src": source, "alt": alt, "title": title}, on_pressed_change=on_press)
 
 

@@ -2,15 +2,19 @@
 
 Keys are the digest of the request, the row and the display choices; the exploration itself is not hashed. A partial
 exploration draws the same rows as the complete one.
+
+They are sent as data URIs, inside the page's own messages. Streamlit's media files would be forgotten while a session
+draws anew and another one ends its run: with a class at once, pictures on screen would break.
 """
 
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
-from salviz.overlay import png, resize_for_display
+from salviz.overlay import Pixels, png, resize_for_display, scale_bar
 
 if TYPE_CHECKING:
     from salviz.exploration import Exploration
@@ -18,31 +22,50 @@ if TYPE_CHECKING:
     from salviz.render import Display
 
 
+def data_uri(content: bytes, kind: str = "png") -> str:
+    """A picture's file as an address that holds it.
+
+    Args:
+        content: The file.
+        kind: Second half of its media type.
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def scale(colormap: str, low: float, high: float) -> str:
+    """The scale bar under a map."""
+    return _sent(scale_bar(colormap, low, high, 10))
+
+
+def _sent(pixels: Pixels) -> str:
+    return data_uri(png(pixels))
+
+
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
-def card(digest: str, row: int, choices: Display, width: int, background: int, _exploration: Exploration) -> bytes:
-    """A variant's card: what the model saw beside its map laid back, as PNG."""
+def card(digest: str, row: int, choices: Display, width: int, background: int, _exploration: Exploration) -> str:
+    """A variant's card: what the model saw beside its map laid back."""
     from salviz import render
 
-    return png(resize_for_display(render.row_card(_exploration, row, choices, background=background), width))
+    return _sent(resize_for_display(render.row_card(_exploration, row, choices, background=background), width))
 
 
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
-def overlay(digest: str, row: int, choices: Display, width: int, is_aligned: bool, _exploration: Exploration) -> bytes:
-    """A row's map over its own frame, or laid back on the clean one, as PNG."""
+def overlay(digest: str, row: int, choices: Display, width: int, is_aligned: bool, _exploration: Exploration) -> str:
+    """A row's map over its own frame, or laid back on the clean one."""
     from salviz import render
 
-    return png(resize_for_display(render.row_overlay(_exploration, row, choices, is_aligned=is_aligned), width))
+    return _sent(resize_for_display(render.row_overlay(_exploration, row, choices, is_aligned=is_aligned), width))
 
 
 @st.cache_data(show_spinner=False, max_entries=200, max_size="128MB")
 def pictures(
     digest: str, choices: Display, _exploration: Exploration, _picture: Picture
-) -> tuple[bytes, bytes, bytes, float, float]:
-    """Photograph, map and overlay as PNG, and the range of the scale bar."""
+) -> tuple[str, str, str, float, float]:
+    """Photograph, map and overlay, and the range of the scale bar."""
     from salviz import render
 
     found = render.pictures(_exploration, _picture, choices)
-    return png(found.photo), png(found.map), png(found.overlay), found.low, found.high
+    return _sent(found.photo), _sent(found.map), _sent(found.overlay), found.low, found.high
 
 
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
@@ -55,8 +78,8 @@ def compared(
     _exploration: Exploration,
     _picture: Picture,
     _scale: Exploration | None,
-) -> bytes:
-    """A row of a comparison on the whole photograph, as PNG: the method's own cells, or interpolated over it.
+) -> str:
+    """A row of a comparison on the whole photograph: the method's own cells, or interpolated over it.
 
     Args:
         digest: Of the row's request.
@@ -71,4 +94,4 @@ def compared(
     from salviz import render
 
     found = render.compared(_exploration, _picture, choices, part=part, width=width, scale=_scale)
-    return png(found)
+    return _sent(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import streamlit as st
 
 from salviz.classifiers.registry import CARDS
-from salviz.overlay import format_value, png, scale_bar
+from salviz.overlay import format_value
 from salviz.ui import bars, display, drawn, follow, panels, state
 from salviz.ui.image_picker import sample_remark
 from salviz.ui.sidebar import Pick
@@ -171,23 +171,22 @@ def pictures_and_variants(shown: Shown, *, is_running: bool = False) -> None:
 
 
 def _pictures(shown: Shown, choices: Display) -> None:
-    photo_png, map_png, overlay_png, lowest, highest = drawn.pictures(
+    photograph, map_, overlay, lowest, highest = drawn.pictures(
         shown.exploration.request.digest, choices, shown.exploration, shown.picture
     )
     photo = shown.picture.alt or shown.picture.name or "the photograph"
     what = f"{shown.card.title} map for {shown.explained}"
     columns = st.columns([1, 1, 1, 1.1])
     for column, content, caption, alt in (
-        (columns[0], photo_png, "Photograph", photo),
-        (columns[1], map_png, "Map", what),
-        (columns[2], overlay_png, "Overlay", f"{what} over the photograph: {photo}"),
+        (columns[0], photograph, "Photograph", photo),
+        (columns[1], map_, "Map", what),
+        (columns[2], overlay, "Overlay", f"{what} over the photograph: {photo}"),
     ):
         with column:
-            st.image(content, caption=caption, width="stretch", output_format="PNG", alt=alt)
+            st.image(content, caption=caption, width="stretch", alt=alt)
     with columns[1]:
         low, high = format_value(lowest), format_value(highest)
-        bar = scale_bar(choices.colormap_id, lowest, highest, 10)
-        st.image(png(bar), width="stretch", output_format="PNG", alt=f"Scale from {low} to {high}")
+        st.image(drawn.scale(choices.colormap_id, lowest, highest), width="stretch", alt=f"Scale from {low} to {high}")
         with st.container(horizontal=True, horizontal_alignment="distribute", wrap=False):
             st.caption(low, width="content")
             st.caption(high, width="content")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Any
 
 import streamlit as st
 
 from salviz.images import open_sample, samples, thumbnail
+from salviz.ui.drawn import data_uri
 
 _CSS = """
 .strip { display: grid; grid-template-columns: repeat(6, 1fr); gap: 4px; }
@@ -61,7 +61,7 @@ def _sources() -> list[dict[str, str]]:
     for sample in samples():
         buffer = io.BytesIO()
         thumbnail(open_sample(sample.id), _SIDE, square=True).save(buffer, format="JPEG", quality=82)
-        source = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        source = data_uri(buffer.getvalue(), "jpeg")
         found.append({"id": f"sample:{sample.id}", "title": sample.title, "src": source})
     return found
 

@@ -88,7 +88,6 @@ def turn(shown: Shown) -> None:
                     content,
                     caption=caption,
                     width="stretch",
-                    output_format="PNG",
                     alt=f"{shown.card.title}: {caption}",
                 )
     done = len(exploration.raw) - 1

@@ -71,7 +71,6 @@ def _card(shown: Shown, row: int, label: str, choices: Display) -> None:
             st.image(
                 drawn.card(exploration.request.digest, row, choices, 2 * _CARD_WIDTH, background, exploration),
                 width="stretch",
-                output_format="PNG",
                 alt=f"{label}: the changed input, and its map laid back on the original; SSIM {similarity}",
             )
         st.markdown(f"**{label}**  \nSSIM {similarity}  \n{shown.name(predicted)} {probability:.2f}", width="stretch")

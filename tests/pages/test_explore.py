@@ -31,7 +31,7 @@ def markdown_of(app: AppTest) -> str:
 
 
 def pictures_of(app: AppTest) -> dict[str, str]:
-    """Address of every picture by its caption or alt text; addresses are digests of the bytes."""
+    """Address of every picture by its caption or alt text; an address holds the picture."""
     images = [image for element in app.get("image") for image in element.proto.imgs]
     return {image.caption or image.alt: image.url for image in images}
 
