@@ -20,6 +20,7 @@ from salviz.overlay import (
     blend,
     colorize,
     format_value,
+    jpeg,
     limits,
     overlay,
     png,
@@ -254,3 +255,14 @@ def test_resizing_keeps_the_grid_or_smooths_it() -> None:
 def test_png_is_lossless(shape: tuple[int, ...]) -> None:
     array = RNG.integers(0, 256, shape, dtype=np.uint8)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png(array)))), array)
+
+
+def test_jpeg_keeps_neighbouring_colours_apart() -> None:
+    """Halved colour resolution would mix columns of red and blue to purple."""
+    stripes = np.zeros((16, 16, 3), np.uint8)
+    stripes[:, ::2, 0], stripes[:, 1::2, 2] = 255, 255
+    found = np.asarray(Image.open(io.BytesIO(jpeg(stripes)))).astype(int)
+    assert np.abs(found - stripes).max() < 32
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
+    found = np.asarray(Image.open(io.BytesIO(jpeg(ramp)))).astype(int)
+    assert np.abs(found - ramp).max() <= 3

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
-from salviz.overlay import Pixels, png, resize_for_display, scale_bar
+from salviz.overlay import Pixels, jpeg, png, resize_for_display, scale_bar
 
 if TYPE_CHECKING:
     from salviz.exploration import Exploration
@@ -34,11 +34,19 @@ def data_uri(content: bytes, kind: str = "png") -> str:
 
 def scale(colormap: str, low: float, high: float) -> str:
     """The scale bar under a map."""
-    return _sent(scale_bar(colormap, low, high, 10))
+    return _exact(scale_bar(colormap, low, high, 10))
 
 
-def _sent(pixels: Pixels) -> str:
+def _exact(pixels: Pixels) -> str:
     return data_uri(png(pixels))
+
+
+def _photographic(pixels: Pixels) -> str:
+    """Whatever holds a photograph: a fifth of the bytes of a PNG, and no difference on a screen.
+
+    Downloads are exact; what is only looked at should be there at once, in a class and on a phone too.
+    """
+    return data_uri(jpeg(pixels), "jpeg")
 
 
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
@@ -46,7 +54,7 @@ def card(digest: str, row: int, choices: Display, width: int, background: int, _
     """A variant's card: what the model saw beside its map laid back."""
     from salviz import render
 
-    return _sent(resize_for_display(render.row_card(_exploration, row, choices, background=background), width))
+    return _photographic(resize_for_display(render.row_card(_exploration, row, choices, background=background), width))
 
 
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
@@ -54,7 +62,9 @@ def overlay(digest: str, row: int, choices: Display, width: int, is_aligned: boo
     """A row's map over its own frame, or laid back on the clean one."""
     from salviz import render
 
-    return _sent(resize_for_display(render.row_overlay(_exploration, row, choices, is_aligned=is_aligned), width))
+    return _photographic(
+        resize_for_display(render.row_overlay(_exploration, row, choices, is_aligned=is_aligned), width)
+    )
 
 
 @st.cache_data(show_spinner=False, max_entries=200, max_size="128MB")
@@ -65,7 +75,7 @@ def pictures(
     from salviz import render
 
     found = render.pictures(_exploration, _picture, choices)
-    return _sent(found.photo), _sent(found.map), _sent(found.overlay), found.low, found.high
+    return _photographic(found.photo), _exact(found.map), _photographic(found.overlay), found.low, found.high
 
 
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
@@ -94,4 +104,4 @@ def compared(
     from salviz import render
 
     found = render.compared(_exploration, _picture, choices, part=part, width=width, scale=_scale)
-    return _sent(found)
+    return _exact(found) if part == "map" else _photographic(found)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from salviz.ui import drawn, panels
+from salviz.ui.cards import Card, cards
 from salviz.ui.view import Shown
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
         stays = int(exploration.predicted[row]) == reference
         (kept if stays else changed).append((row, name))
     columns = st.columns(2, gap="medium")
-    for column, title, rows, icon, nothing in (
+    for column, key, title, rows, icon, nothing in (
         (
             columns[0],
+            "kept",
             "Prediction kept: the map should stay",
             kept,
             ":material/check:",
@@ -42,6 +44,7 @@ def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
         ),
         (
             columns[1],
+            "changed",
             "Prediction changed: the map should change",
             changed,
             ":material/change_history:",
@@ -54,23 +57,20 @@ def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
             st.subheader(f"{icon} {title}", anchor=False)
             if not rows:
                 st.caption(nothing if exploration.is_complete or not is_running else "Nothing yet.")
-            for row, name in rows:
-                _card(shown, row, name, choices)
+            else:
+                cards([_card(shown, row, name, choices) for row, name in rows], width=_CARD_WIDTH, key=f"cards.{key}")
 
 
-def _card(shown: Shown, row: int, label: str, choices: Display) -> None:
+def _card(shown: Shown, row: int, label: str, choices: Display) -> Card:
     exploration = shown.exploration
     predicted = int(exploration.predicted[row])
     probability = float(exploration.probabilities[row, predicted])
     similarity = panels.number(float(exploration.ssim[row]))
     background = _DARK if panels.theme() == "dark" else _LIGHT
-    with st.container(horizontal=True, vertical_alignment="center", gap="small", wrap=False):
-        # Given a width, Streamlit would decode every picture and scale it down on every run; in a container of that
-        # width the browser scales it, and sharp screens get all its pixels.
-        with st.container(width=_CARD_WIDTH):
-            st.image(
-                drawn.card(exploration.request.digest, row, choices, 2 * _CARD_WIDTH, background, exploration),
-                width="stretch",
-                alt=f"{label}: the changed input, and its map laid back on the original; SSIM {similarity}",
-            )
-        st.markdown(f"**{label}**  \nSSIM {similarity}  \n{shown.name(predicted)} {probability:.2f}", width="stretch")
+    return Card(
+        # Twice as many pixels as its width: sharp screens get them all.
+        drawn.card(exploration.request.digest, row, choices, 2 * _CARD_WIDTH, background, exploration),
+        f"{label}: the changed input, and its map laid back on the original; SSIM {similarity}",
+        label,
+        (f"SSIM {similarity}", f"{shown.name(predicted)} {probability:.2f}"),
+    )

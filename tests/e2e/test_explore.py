@@ -53,7 +53,7 @@ def overlay(page: Any) -> Any:
 def address(picture: Any) -> str:
     """Digest of a picture's address, which holds the picture itself."""
     source = str(picture.get_attribute("src"))
-    assert source.startswith("data:image/png;base64,")
+    assert source.startswith("data:image/jpeg;base64,")
     return hashlib.sha256(source.encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import struct
 import threading
 import zlib
@@ -33,18 +34,19 @@ def markdown_of(app: AppTest) -> str:
 def pictures_of(app: AppTest) -> dict[str, str]:
     """Address of every picture by its caption or alt text; an address holds the picture."""
     images = [image for element in app.get("image") for image in element.proto.imgs]
-    return {image.caption or image.alt: image.url for image in images}
+    cards = [card for column in ("kept", "changed") for card in _cards(app, column)]
+    return {image.caption or image.alt: image.url for image in images} | {card["alt"]: card["source"] for card in cards}
 
 
 def cards_of(app: AppTest) -> tuple[list[str], list[str]]:
     """Labels of the variants' cards in the left and in the right column."""
-    found = []
-    for column in app.main.columns:
-        if any("Prediction" in heading.value for heading in column.subheader):
-            labels = [text.value.partition("**")[2].partition("**")[0] for text in column.markdown]
-            found.append([label for label in labels if label])
-    left, right = found
-    return left, right
+    kept, changed = ([card["title"] for card in _cards(app, column)] for column in ("kept", "changed"))
+    return kept, changed
+
+
+def _cards(app: AppTest, column: str) -> list[dict[str, Any]]:
+    lists = [element.proto for element in app.get("bidi_component") if element.proto.id.endswith(f"-cards.{column}")]
+    return [card for found in lists for card in json.loads(found.json)["cards"]]
 
 
 def metrics_of(app: AppTest) -> dict[str, str]:
