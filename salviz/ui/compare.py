@@ -107,18 +107,9 @@ def _offer(view: View, slot: str, followed: follow.Followed) -> None:
         "stopped": "The comparison was stopped.",
         "failed": followed.error or "The comparison failed.",
     }[followed.state]
-    key = followed_key(view, slot)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Compute", type="primary", key="compute", on_click=follow.compute, args=(slot, key))
+        st.button("Compute", type="primary", key="compute", on_click=follow.compute, args=(slot, followed.key))
         st.markdown(sentence, width="content")
-
-
-def followed_key(view: View, slot: str) -> str:
-    """Key of the task of a slot."""
-    from salviz.comparison import comparison_digest
-
-    requests = view.chosen.requests if slot == ALL else rows.split(view.chosen)[0]
-    return comparison_digest(requests, view.chosen.top)
 
 
 def empty() -> None:

@@ -47,6 +47,7 @@ class Followed:
     """Where a task stands.
 
     Attributes:
+        key: Of the task.
         result: The result, or what is known so far, or None.
         job: The work under way, or None.
         state: `done`, `running`, `waiting` (for Compute), `failed` or `stopped`.
@@ -55,6 +56,7 @@ class Followed:
         published: How often the job had published when `result` was taken.
     """
 
+    key: str
     result: Any
     job: Job | None
     state: str
@@ -107,24 +109,24 @@ def follow(slot: str, task: Task) -> Followed:
     if not runner.is_done(key):
         if key in outcome:
             state, error = outcome[key]
-            return Followed(runner.peek(key), None, state, error, task.seconds)
+            return Followed(key, runner.peek(key), None, state, error, task.seconds)
         # What runs already, for somebody else or from before a reload, is joined whatever it costs.
         is_wanted = st.session_state.get(f"_go.{slot}") == key or runner.is_open(key)
         if task.is_costly and not is_wanted:
-            return Followed(runner.peek(key), None, "waiting", None, task.seconds)
+            return Followed(key, runner.peek(key), None, "waiting", None, task.seconds)
     job = runner.submit(key, task.run, watcher=visit.name)
     visit.watch(slot, job)
     if job.is_open:
         job.finished.wait(PATIENCE_SECONDS)
     if job.is_open:
         published = job.published
-        return Followed(job.partial, job, "running", None, task.seconds, published)
+        return Followed(key, job.partial, job, "running", None, task.seconds, published)
     if job.state == "done":
-        return Followed(job.result, None, "done", None, task.seconds)
+        return Followed(key, job.result, None, "done", None, task.seconds)
     _note(outcome, job)
     del visit.jobs[slot]
     state, error = outcome[key]
-    return Followed(runner.peek(key), None, state, error, task.seconds)
+    return Followed(key, runner.peek(key), None, state, error, task.seconds)
 
 
 def _note(outcome: dict[str, tuple[str, str | None]], job: Job) -> None:

@@ -1,7 +1,7 @@
 """What every method costs beside the model's own passes, and beside other tools on the same work.
 
 `python -m tests.benchmarks.methods` prints three Markdown tables: each method against the model time of the passes it
-really makes (counted by a hook, forward-only and differentiated apart), sets and peers against bounds, and memory over
+really makes (counted by hooks, forward and backward apart), sets and peers against bounds, and memory over
 a thousand images. Everything is measured in one run, turn by turn.
 """
 
@@ -77,21 +77,30 @@ def settings(method: str, size: tuple[int, int]) -> dict:
 
 
 class Counter:
-    """Image passes that really go through the model, forward-only and differentiated."""
+    """Image passes that really go through the model, by its convolutions and linear layers.
+
+    Attributes:
+        forward: Images times the share of layers they went through.
+        backward: Images times the share of layers whose output got a gradient, from wherever it came.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self.forward = self.differentiated = 0
-        self._handle = module.register_forward_hook(self._count)
+        self.forward = self.backward = 0.0
+        layers = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+        self._share = 1 / len(layers)
+        self._handles = [part.register_forward_hook(self._count) for part in layers]
 
     def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # Where the input needs no gradient, at most the head is differentiated.
-        if torch.is_grad_enabled() and inputs[0].requires_grad:
-            self.differentiated += len(inputs[0])
-        else:
-            self.forward += len(inputs[0])
+        self.forward += self._share * len(output)
+        if output.requires_grad:
+            output.register_hook(self._count_gradient)
+
+    def _count_gradient(self, gradient: Tensor) -> None:
+        self.backward += self._share * len(gradient)
 
     def close(self) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
 
 def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
@@ -127,11 +136,11 @@ def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
         ratios, model = [], []
         for plain, both, spent in zip(seconds["forward"], seconds["both"], seconds["method"], strict=True):
             # The engine's own prediction of the batch is a pass like any other.
-            pure = (counter.forward * plain + counter.differentiated * both) / BATCH
+            pure = (counter.forward * plain + counter.backward * (both - plain)) / BATCH
             model.append(pure)
             ratios.append(spent / pure if pure else float("nan"))
         ratio, spent = statistics.median(ratios), statistics.median(seconds["method"])
-        passes = (counter.forward + 2 * counter.differentiated) / BATCH
+        passes = (counter.forward + counter.backward) / BATCH
         worst = max(worst, 0.0 if ratio != ratio else ratio)
         met = "yes" if ratio <= BOUND else "no"
         pure = 1000 * statistics.median(model)
