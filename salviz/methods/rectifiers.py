@@ -18,21 +18,6 @@ from salviz.targets import Target
 from salviz.work import Work
 
 
-class _GuidedClamp(torch.autograd.Function):
-    """ReLU or ReLU6 whose backward also drops negative incoming gradients (Springenberg et al., sec. 3.4)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, upper: float | None) -> Tensor:
-        passed = x > 0 if upper is None else (x > 0) & (x < upper)
-        ctx.save_for_backward(passed)
-        return x.clamp(min=0.0, max=upper)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (passed,) = ctx.saved_tensors
-        return grad.clamp(min=0.0) * passed, None
-
-
 class _PositiveGradient(torch.autograd.Function):
     """ReLU or ReLU6 whose backward rectifies the signal and forgets the input (Zeiler & Fergus, sec. 2.1)."""
 
@@ -143,9 +128,15 @@ class RectifierMode(TorchFunctionMode):
         others: Names of other rectifiers seen, for which guided backpropagation is not defined.
     """
 
-    def __init__(self, replace: Callable[[Tensor, float | None], Tensor] | None = None) -> None:
+    def __init__(self, change: Callable[[Callable[[], Tensor], Tensor, float | None], Tensor] | None = None) -> None:
+        """See the rectifiers.
+
+        Args:
+            change: Called in place of each ReLU and ReLU6, with the call itself, its input and the upper bound, if any;
+                gives its output.
+        """
         super().__init__()
-        self.replace = replace
+        self.change = change
         self.relus = 0
         self.others: set[str] = set()
 
@@ -164,21 +155,26 @@ class RectifierMode(TorchFunctionMode):
             if low != 0.0:
                 self.others.add("hardtanh")
                 return func(*args, **kwargs)
-            self.relus += 1
-            return self.replace(args[0], high) if self.replace else func(*args, **kwargs)
+            return self._rectify(func, args, kwargs, high)
         if func in _RELU or func in _RELU6:
-            self.relus += 1
-            if self.replace is not None:
-                x = args[0] if args else kwargs["input"]
-                return self.replace(x, 6.0 if func in _RELU6 else None)
-        elif func in _OTHER_RECTIFIERS:
+            return self._rectify(func, args, kwargs, 6.0 if func in _RELU6 else None)
+        if func in _OTHER_RECTIFIERS:
             self.others.add(_OTHER_RECTIFIERS[func])
         return func(*args, **kwargs)
 
+    def _rectify(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], upper: float | None) -> Any:
+        self.relus += 1
+        if self.change is None:
+            return func(*args, **kwargs)
+        return self.change(lambda: func(*args, **kwargs), args[0] if args else kwargs["input"], upper)
 
-def _guided(x: Tensor, upper: float | None) -> Tensor:
-    result: Tensor = _GuidedClamp.apply(x, upper)
-    return result
+
+def _guided(call: Callable[[], Tensor], x: Tensor, upper: float | None) -> Tensor:
+    """A rectifier that drops negative gradients before its own backward (Springenberg et al., sec. 3.4)."""
+    out = call()
+    if out.requires_grad:
+        out.register_hook(lambda gradient: gradient.clamp(min=0.0))  # type: ignore[no-untyped-call]
+    return out
 
 
 def guided_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work) -> tuple[Tensor, Tensor]:
@@ -204,11 +200,11 @@ def deconvnet_gradient(classifier: Classifier, x: Tensor, target: Target, work: 
         `(N, 3, H, W)` and `(N, K)` logits.
     """
 
-    def replace(z: Tensor, upper: float | None) -> Tensor:
+    def change(call: Callable[[], Tensor], z: Tensor, upper: float | None) -> Tensor:
         result: Tensor = _PositiveGradient.apply(z, upper)
         return result
 
-    with RectifierMode(replace):
+    with RectifierMode(change):
         found = score_gradient(classifier, x, target)
     work.tick(2 * len(x))
     return found
