@@ -35,7 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 # What modules of one package may import of each other where families must stay apart. A family may be a package.
-_SHARED = frozenset({"card", "passes", "sampling", "rectifiers", "superpixels", "unfused"})
+_SHARED = frozenset({"card", "passes", "sampling", "rectifiers", "superpixels", "unfused", "pieces"})
 FAMILIES: dict[str, dict[str, frozenset[str]]] = {
     "methods": {
         "card": frozenset(),
@@ -44,6 +44,7 @@ FAMILIES: dict[str, dict[str, frozenset[str]]] = {
         "rectifiers": frozenset({"card", "passes"}),
         "superpixels": frozenset({"card"}),
         "unfused": frozenset(),
+        "pieces": frozenset(),
         "controls": frozenset({"card"}),
         **dict.fromkeys(("attention", "cam", "gradients", "masks", "paths", "perturbation", "relevance"), _SHARED),
     },

@@ -69,12 +69,14 @@ class Activation:
         x: What it was called on.
         apply: The function itself, of one tensor of any shape; never in place.
         bounds: For a clamp such as ReLU or ReLU6, between which values it changes nothing.
+        is_inplace: Whether the net overwrites `x` with the result.
     """
 
     name: str
     x: Tensor
     apply: Callable[[Tensor], Tensor]
     bounds: tuple[float, float] | None = None
+    is_inplace: bool = False
 
 
 def as_activation(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activation | None:
@@ -91,6 +93,7 @@ def as_activation(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         return None
     rest = {key: value for key, value in kwargs.items() if key != "input"}
     # An in-place flag is the only Boolean that these functions take.
+    is_inplace = given.endswith("_") or rest.get("inplace") is True or any(value is True for value in args[1:])
     if "inplace" in rest:
         rest["inplace"] = False
     others = tuple(False if value is True else value for value in args[1:])
@@ -104,7 +107,7 @@ def as_activation(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         low = args[1] if len(args) > 1 else rest.get("min_val", -1.0)
         high = args[2] if len(args) > 2 else rest.get("max_val", 1.0)
         bounds = (float(low), float(high))
-    return Activation(name, x, apply, bounds)
+    return Activation(name, x, apply, bounds, is_inplace)
 
 
 def as_product(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from salviz import engine, maps, methods
 from salviz.errors import MethodError
 from salviz.methods.passes import gaussian_noise
+from salviz.methods.paths.deeplift import _multiplier
 from salviz.methods.paths.guided import GuidedPath
 from salviz.seeds import generators
 from salviz.targets import ClassTarget, PredictedTarget
@@ -334,6 +335,37 @@ def test_deeplift_of_attention_says_how_incomplete_it_is() -> None:
         gained = (classifier.forward(x) - classifier.forward(torch.zeros_like(x)))[[0, 1], [3, 7]]
     torch.testing.assert_close(found.completeness, found.maps.sum(dim=(1, 2, 3)) - gained, atol=1e-5, rtol=1e-4)
     assert found.completeness.abs().min() > 1e-3
+
+
+def test_one_baseline_stands_for_all_pictures() -> None:
+    classifier = classifier_of(copy.deepcopy(timm_model("test_resnet").module).double(), size=160, classes=1000)
+    x = images(3, 160).double()
+    blank, target = torch.zeros_like(x), ClassTarget(torch.tensor([0, 1, 2]))
+    shared = _multiplier(classifier, x, blank[:1], target, is_single=True)[0]
+    own = _multiplier(classifier, x, blank, target, is_single=False)[0]
+    torch.testing.assert_close(shared, own, rtol=1e-9, atol=1e-12)
+
+
+def test_windows_have_a_baseline_for_every_picture() -> None:
+    """A net that cuts its batch up: the batch of three as one by one."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(24, 3)
+
+        def forward(self, x):
+            rows = F.relu(x.unflatten(2, (2, 2)).movedim(2, 1).flatten(0, 1) - 0.3)
+            return self.linear(rows.unflatten(0, (-1, 2)).mean(3).flatten(1))
+
+    torch.manual_seed(0)
+    classifier, x = classifier_of(Net(), size=4, classes=3), torch.rand(3, 3, 4, 4)
+    together = explain(classifier, x, "deeplift", [0, 1, 2])
+    assert together.passes == 3 * 3
+    for place in range(3):
+        alone = explain(classifier, x[place : place + 1], "deeplift", [place])
+        torch.testing.assert_close(together.maps[place], alone.maps[0])
+        assert alone.completeness.abs() < 1e-6
 
 
 def test_deeplift_refuses_a_net_that_takes_another_way_for_the_baseline() -> None:

@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import MethodError
-from salviz.methods.card import Attribution, MethodCard, register
+from salviz.methods.card import Attribution, MethodCard, register, two_passes
 from salviz.methods.passes import blank_like
 from salviz.methods.paths.integrated import BASELINE
+from salviz.methods.pieces import pieces
 from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
@@ -40,17 +41,38 @@ class _Rescaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, call: Activation, z0: Tensor) -> Tensor:
-        out = call.apply(z)
-        before = call.apply(z0)
-        rise, run = torch.sub(out, before, out=before), z - z0
-        if call.bounds is not None or call.name in HOMOGENEOUS:
-            # Differences on a straight piece are exact, so only no difference at all needs the derivative. A number
-            # too small to change any other quotient brings it in: 0/0 becomes the derivative, without a mask.
-            slope = rise.add_(_derivative(call, z, out), alpha=_TINY).div_(run.add_(_TINY))
-        else:
-            # Of a small difference rounding leaves little. There the derivative half-way is nearer to the truth.
-            is_close = run.abs() < _close(z)
-            slope = torch.where(is_close, _derivative(call, (z + z0) / 2, out), rise.div_(run))
+        out0 = call.apply(z0)
+        is_straight = call.bounds is not None or call.name in HOMOGENEOUS
+        tiny = _derivative(call, z0, out0).mul_(_TINY) if is_straight else out0
+        # Memory is dear: the kernel clears what is new. So there is one new activation, overwritten until it is the
+        # slope, and where the net overwrites its own, so does this.
+        out = z if call.is_inplace else torch.empty_like(z)
+        slope = torch.empty_like(z)
+        room: Tensor | None = None
+        for part in pieces(z):
+            # One baseline for all images, or one for each.
+            z0_, out0_, tiny_ = (t if len(t) == 1 else t[part] for t in (z0, out0, tiny))
+            count = len(z[part])
+            room = torch.empty_like(z[part]) if room is None else room
+            run = torch.sub(z[part], z0_, out=room[:count])
+            if not is_straight:
+                # Of a small difference rounding leaves little. There the derivative half-way is nearer to the truth.
+                half_way = _derivative(call, (z[part] + z0_) / 2, out0_)
+            if call.bounds is None:
+                out[part] = call.apply(z[part])
+            else:
+                torch.clamp(z[part], *call.bounds, out=out[part])
+            rise = torch.sub(out[part], out0_, out=slope[part])
+            if is_straight:
+                # Differences on a straight piece are exact, so only no difference at all needs the derivative, which
+                # is the baseline's then. A number too small to change any other quotient brings it in: 0/0 becomes
+                # the derivative, without a mask.
+                rise.add_(tiny_).div_(run.add_(_TINY))
+            else:
+                is_close = run.abs() < _close(z)
+                torch.where(is_close, half_way, rise.div_(run), out=rise)
+        if call.is_inplace:
+            ctx.mark_dirty(z)
         ctx.save_for_backward(slope)
         return out
 
@@ -86,7 +108,7 @@ class _RescaledPool(torch.autograd.Function):
         out, place = pool(z)
         out0, place0 = pool(z0)
         chosen = torch.where(out >= out0, place, place0)
-        change = (z.flatten(2) - z0.flatten(2)).gather(2, chosen.flatten(2)).view_as(out)
+        change = (z - z0).flatten(2).gather(2, chosen.flatten(2)).view_as(out)
         is_close = change == 0
         slope = torch.where(is_close, torch.ones_like(out), (out - out0) / change)
         ctx.save_for_backward(slope, torch.where(is_close, place, chosen))
@@ -170,6 +192,10 @@ def _rescaled_norm(
     return out if bias is None else out + bias.view(affine)
 
 
+class _NeedsEveryBaseline(Exception):  # noqa: N818 - no error: another way is taken
+    """The net cuts its batch up (in windows, say), so one baseline cannot stand for all pictures."""
+
+
 class _Differences(TorchFunctionMode):
     """Sees the activations, max poolings, norms and products of a forward pass, however they are called.
 
@@ -178,8 +204,14 @@ class _Differences(TorchFunctionMode):
     none of these and not linear (attention's softmax and products) keeps its gradient at the picture.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_single: bool) -> None:
+        """Nothing seen yet.
+
+        Args:
+            is_single: Whether the baseline's pass holds one baseline for all pictures.
+        """
         super().__init__()
+        self.is_single = is_single
         self._seen: list[tuple[str, int, tuple[Tensor, ...]]] = []
         self._next: int | None = None
 
@@ -226,8 +258,11 @@ class _Differences(TorchFunctionMode):
             self._seen.append((name, sum(part._version for part in given), tuple(part.detach() for part in given)))
             return None
         found, version, before = self._seen[self._next] if self._next < len(self._seen) else ("", 0, ())
-        is_same = found == name and [part.shape for part in before] == [part.shape for part in given]
-        if not is_same or version != sum(part._version for part in before):
+        shapes = [part.shape for part in given]
+        if self.is_single and found == name and [(1, *shape[1:]) for shape in shapes] != [p.shape for p in before]:
+            raise _NeedsEveryBaseline
+        is_same = self.is_single or [part.shape for part in before] == shapes
+        if not is_same or found != name or version != sum(part._version for part in before):
             raise MethodError(_TWO_WAYS)
         # Each is needed once.
         self._seen[self._next] = ("", 0, ())
@@ -250,6 +285,38 @@ def _head_slope(target: ClassTarget, logits: Tensor, logits0: Tensor) -> Tensor:
     return total
 
 
+def _multiplier(
+    classifier: Classifier, x: Tensor, blank: Tensor, target: Target, *, is_single: bool
+) -> tuple[Tensor, Tensor, Tensor, ClassTarget]:
+    """Both passes and the way back.
+
+    Args:
+        classifier: The net.
+        x: `(N, 3, H, W)` pictures.
+        blank: One baseline for all of them, or one for each.
+        target: What is explained.
+        is_single: Whether `_NeedsEveryBaseline` may still be raised.
+
+    Returns:
+        `(N, 3, H, W)` multipliers, `(N, K)` logits of pictures and of baselines, and the classes.
+    """
+    _ = classifier.runtime  # Made now: folding batch norms runs pictures through the net, which must not be noted.
+    differences = _Differences(is_single=is_single)
+    with torch.no_grad(), differences:
+        logits0 = classifier.forward(blank)
+    differences.rewind()
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        with differences:
+            logits = classifier.forward(leaf)
+        differences.finish()
+        resolved = target.resolve(logits)
+        logits0 = logits0.expand_as(logits)
+        slope = _head_slope(resolved, logits.detach(), logits0)
+        (multiplier,) = torch.autograd.grad(logits, leaf, slope)
+    return multiplier, logits.detach(), logits0, resolved
+
+
 @register(
     MethodCard(
         id="deeplift",
@@ -265,7 +332,7 @@ def _head_slope(target: ClassTarget, logits: Tensor, logits0: Tensor) -> Tensor:
         evidence="magnitude",
         scaling="percentile",
         signed=True,
-        passes=lambda parameters, size: 3.0,
+        passes=two_passes,
         parameters=(BASELINE,),
         explains_predicted=True,
         failures="Depends on the baseline; attention has no such rule, so in transformers the values do not add up.",
@@ -288,22 +355,14 @@ def deeplift(
     products keep their gradient at the picture: see the completeness error.
     """
     blank = blank_like(classifier, x, baseline)
-    _ = classifier.runtime  # Made now: folding batch norms runs pictures through the net, which must not be noted.
-    differences = _Differences()
-    with torch.no_grad(), differences:
-        logits0 = classifier.forward(blank)
-    work.tick(len(x))
-    differences.rewind()
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_(True)
-        with differences:
-            logits = classifier.forward(leaf)
-        differences.finish()
-        resolved = target.resolve(logits)
-        slope = _head_slope(resolved, logits.detach(), logits0)
-        (multiplier,) = torch.autograd.grad(logits, leaf, slope)
+    # The baseline's pass is one for the whole batch, and not worth counting.
+    passes = None
+    try:
+        multiplier, logits, logits0, resolved = _multiplier(classifier, x, blank[:1], target, is_single=True)
+    except _NeedsEveryBaseline:
+        multiplier, logits, logits0, resolved = _multiplier(classifier, x, blank, target, is_single=False)
+        passes = 3.0
     work.tick(2 * len(x))
     maps = multiplier * (x - blank)
-    logits = logits.detach()
     gained = resolved.score(logits) - resolved.score(logits0)
-    return Attribution(maps, logits, completeness=maps.sum(dim=(1, 2, 3)) - gained)
+    return Attribution(maps, logits, completeness=maps.sum(dim=(1, 2, 3)) - gained, passes=passes)

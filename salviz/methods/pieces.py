@@ -1,0 +1,28 @@
+"""Work on large activations a few images at a time, so that what one step writes is still in the cache for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+_BYTES = 2 * 2**20
+"""Of an activation in one piece; several of them have room in the cache that cores share."""
+
+
+def pieces(activation: Tensor) -> Iterator[slice]:
+    """Slices of the first dimension, in order; on a device with its own memory one for all.
+
+    For chains of elementwise steps, which on the CPU wait for memory and not for arithmetic.
+
+    Args:
+        activation: `(N, ...)`.
+    """
+    count = len(activation)
+    if activation.device.type == "cpu" and count:
+        each = activation[0].numel() * activation.element_size()
+        step = max(1, _BYTES // max(1, each))
+    else:
+        step = max(1, count)
+    for start in range(0, count, step):
+        yield slice(start, start + step)
