@@ -12,7 +12,7 @@ from torch import Tensor
 
 from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
-from salviz.errors import MethodError, RequestError
+from salviz.errors import MethodError, Refusal, RequestError
 from salviz.methods.card import Attribution, Method
 from salviz.methods.passes import shared_logits
 from salviz.seeds import generators
@@ -140,7 +140,7 @@ def explain_set(
         for step in plan:
             refusal = step.method.refusal(classifier)
             if refusal is not None:
-                raise MethodError(refusal)
+                raise Refusal(refusal)
         x = x.clone() if x.is_inference() else x.detach()
         work = Work(total=round(_total(plan) * len(x)), batch_size=batch_size, progress=progress)
         parts: dict[str, list[Explained]] = {step.name: [] for step in plan}

@@ -19,6 +19,10 @@ class MethodError(SalvizError):
     """A saliency method that is unknown, wrongly parametrised, or cannot explain this classifier."""
 
 
+class Refusal(MethodError):  # noqa: N818 - no fault: the method has no meaning there
+    """A saliency method that is undefined for this classifier: trying again is of no use."""
+
+
 class RequestError(SalvizError):
     """A request that names something which does not exist or does not fit together."""
 

@@ -192,13 +192,15 @@ def agreement(
         ),
         row=1, col=2,
     )  # fmt: skip
-    # Names run down the right and, slanted, along the foot.
-    room = 7 * max(len(name) for name in names)
-    figure.update_layout(**_layout(palette, _CELL * len(names) + round(0.8 * room) + 24))
-    figure.update_layout(margin={"l": 8, "r": room + 16, "t": 8, "b": round(0.8 * room) + 16})
-    axis = {"tickvals": list(range(len(names))), "ticktext": names, "showgrid": False, "fixedrange": True, "ticks": ""}
+    # Numbered names run down the right, the numbers along the top: slanted names would leave a phone no room for cells.
+    longest = max(len(name) for name in names)
+    figure.update_layout(**_layout(palette, _CELL * len(names) + 40))
+    figure.update_layout(margin={"l": 8, "r": round(6.2 * longest) + 32, "t": 32, "b": 8})
+    axis = {"tickvals": list(range(len(names))), "showgrid": False, "fixedrange": True, "ticks": ""}
+    numbers = [str(place) for place in range(1, len(names) + 1)]
+    numbered = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
     figure.update_xaxes(visible=False, fixedrange=True, row=1, col=1)
     figure.update_yaxes(**axis, autorange="reversed", showticklabels=False, zeroline=False, row=1, col=1)
-    figure.update_xaxes(**axis, tickangle=-55, zeroline=False, row=1, col=2)
-    figure.update_yaxes(**axis, side="right", showticklabels=True, zeroline=False, row=1, col=2)
+    figure.update_xaxes(**axis, ticktext=numbers, side="top", zeroline=False, row=1, col=2)
+    figure.update_yaxes(**axis, ticktext=numbered, side="right", showticklabels=True, zeroline=False, row=1, col=2)
     return figure

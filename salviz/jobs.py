@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from salviz.errors import Cancelled, SalvizError
+from salviz.errors import Cancelled, Refusal, SalvizError
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Job:
         published: How often something new was published.
         result: What came out, once `done`.
         error: One sentence, once `failed`.
+        is_refused: Whether it failed because what was asked cannot be, so that trying again is of no use.
         started: Monotonic time at which the work began.
     """
 
@@ -49,6 +50,7 @@ class Job:
     published: int = 0
     result: Any = None
     error: str | None = None
+    is_refused: bool = False
     started: float | None = None
     finished: threading.Event = field(default_factory=threading.Event)
     _watchers: dict[str, float] = field(default_factory=dict)
@@ -182,6 +184,7 @@ class JobRunner:
         except Cancelled:
             job.state = "cancelled"
         except SalvizError as error:
+            job.is_refused = isinstance(error, Refusal)
             job.error, job.state = str(error), "failed"
         except Exception:
             logger.exception("job %s failed", job.key)

@@ -25,9 +25,12 @@ def header(view: View) -> None:
         if shown is None:
             st.title("Explore", anchor=False, width="content")
             return
-        names = (shown.picture.name, shown.loaded.classifier.title, shown.card.title)
-        st.title(" · ".join(panels.plain(name) for name in names), anchor=False, width="stretch")
+        st.title(panels.plain(_what(shown)), anchor=False, width="stretch")
         _take_along(shown)
+
+
+def _what(shown: Shown) -> str:
+    return " · ".join((shown.picture.name, shown.loaded.classifier.title, shown.card.title))
 
 
 @st.fragment
@@ -81,7 +84,10 @@ def status(view: View) -> None:
     followed, pick = view.followed, view.pick
     with st.container(key="status"):
         if followed is None:
-            _facts(view.shown)
+            if pick.loaded is None and pick.picture is not None and view.shown is not None:
+                _use_default()
+            else:
+                _facts(view.shown)
             _before(view)
             return
         name = _method_title(pick)
@@ -93,7 +99,8 @@ def status(view: View) -> None:
             _offer(f"{name} was stopped.", "Compute again", pick)
         elif followed.state == "failed":
             st.warning(followed.error, icon=":material/info:")
-            _offer("", "Try again", pick, is_main=False)
+            if not followed.is_refused:
+                _offer("", "Try again", pick, is_main=False)
         else:
             _facts(view.shown)
         _before(view)
@@ -101,8 +108,7 @@ def status(view: View) -> None:
 
 def _before(view: View) -> None:
     if view.shown is not None and not view.is_current:
-        name = view.shown.loaded.classifier.title
-        st.caption(f"Shown below: what was there before, {view.shown.card.title} of {name}.")
+        st.caption(f"Shown below: what was there before, {panels.plain(_what(view.shown))}.")
 
 
 def _offer(sentence: str, label: str, pick: Pick, *, is_main: bool = True) -> None:
@@ -144,14 +150,19 @@ def _facts(shown: Shown | None) -> None:
 def empty(view: View) -> None:
     """The layout before there is anything to show; a way on where nothing is on its way."""
     if view.followed is None and view.pick.loaded is None and view.pick.picture is not None:
-        st.button(
-            f"Use {CARDS[0].title}",
-            type="primary",
-            key="use_default",
-            on_click=lambda: st.session_state.update(model=CARDS[0].id),
-        )
+        _use_default()
         return
     panels.skeletons("Computing the first map …" if view.is_running else "")
+
+
+def _use_default() -> None:
+    """The way on from a model that cannot be had."""
+    st.button(
+        f"Use {CARDS[0].title}",
+        type="primary",
+        key="use_default",
+        on_click=lambda: st.session_state.update(model=CARDS[0].id),
+    )
 
 
 @st.fragment
@@ -238,15 +249,17 @@ def _scores(shown: Shown, *, is_running: bool) -> None:
     ]
     if is_awaited:
         reasons = ["The variants are still to come.", "", ""]
+    elif not exploration.is_complete and not exploration.variants:
+        reasons = ["The work was stopped before the variants.", "For the same reason.", "For the same reason."]
     elif request.label is not None and int(exploration.predicted[0]) != request.label:
         # Said once: all three are undefined for this reason.
         reasons = [
             f"The clean prediction is not {shown.name(request.label)}, and COSE counts only images that are "
             "classified rightly.",
-            "",
-            "",
+            "For the same reason.",
+            "For the same reason.",
         ]
-    elif not exploration.variants:
+    elif not request.variants:
         reasons[0] = "No augmentation is chosen. Choose some under Augmentations."
     for column, score, card, missing in zip(
         st.columns(3),

@@ -54,6 +54,7 @@ class Followed:
         error: One sentence, once failed.
         seconds: How long it should take.
         published: How often the job had published when `result` was taken.
+        is_refused: Whether it failed because it cannot be, so that trying again is of no use.
     """
 
     key: str
@@ -63,6 +64,7 @@ class Followed:
     error: str | None
     seconds: float
     published: int = 0
+    is_refused: bool = False
 
 
 def exploring(request: Any, picture: Any, loaded: Any) -> Task:
@@ -108,8 +110,7 @@ def follow(slot: str, task: Task) -> Followed:
         del visit.jobs[slot]
     if not runner.is_done(key):
         if key in outcome:
-            state, error = outcome[key]
-            return Followed(key, runner.peek(key), None, state, error, task.seconds)
+            return _ended(task, outcome)
         # What runs already, for somebody else or from before a reload, is joined whatever it costs.
         is_wanted = st.session_state.get(f"_go.{slot}") == key or runner.is_open(key)
         if task.is_costly and not is_wanted:
@@ -125,14 +126,23 @@ def follow(slot: str, task: Task) -> Followed:
         return Followed(key, job.result, None, "done", None, task.seconds)
     _note(outcome, job)
     del visit.jobs[slot]
-    state, error = outcome[key]
-    return Followed(key, runner.peek(key), None, state, error, task.seconds)
+    return _ended(task, outcome)
 
 
-def _note(outcome: dict[str, tuple[str, str | None]], job: Job) -> None:
+_Outcome = dict[str, tuple[str, str | None, bool]]
+"""Of the last task that ended without a result: how, the sentence, and whether it was refused."""
+
+
+def _note(outcome: _Outcome, job: Job) -> None:
     """Remember how a job ended without a result, until the person asks again."""
     outcome.clear()
-    outcome[job.key] = ("failed" if job.state == "failed" else "stopped", job.error)
+    outcome[job.key] = ("failed" if job.state == "failed" else "stopped", job.error, job.is_refused)
+
+
+def _ended(task: Task, outcome: _Outcome) -> Followed:
+    state, error, is_refused = outcome[task.key]
+    known = session.runner().peek(task.key)
+    return Followed(task.key, known, None, state, error, task.seconds, is_refused=is_refused)
 
 
 def compute(slot: str, key: str) -> None:
@@ -147,7 +157,7 @@ def stop(slot: str) -> None:
     job = visit.jobs.get(slot)
     if job is not None:
         job.leave(visit.name)
-        st.session_state[f"_outcome.{slot}"] = {job.key: ("stopped", None)}
+        st.session_state[f"_outcome.{slot}"] = {job.key: ("stopped", None, False)}
 
 
 def duration(seconds: float) -> str:

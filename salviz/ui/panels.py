@@ -43,7 +43,8 @@ def problems(sentences: Sequence[str]) -> None:
         if sentences:
             first, rest = list(sentences[:3]), list(sentences[3:])
             if rest:
-                first.append(f"And {counted(len(rest), 'part', 'parts')} more of the link were left out.")
+                were = "was" if len(rest) == 1 else "were"
+                first.append(f"And {counted(len(rest), 'part more', 'parts more')} of the link {were} left out.")
             st.warning("\n\n".join(first), icon=":material/info:")
 
 
@@ -71,7 +72,7 @@ def score(title: str, value: Any, *, meaning: str, missing: str, is_awaited: boo
 
 
 def interval(value: Any) -> str:
-    """`[0.66, 0.75], n = 11`; or that too few rows carry it."""
+    """`[0.66, 0.75], n = 11`; or that too few rows, of either side where it has two, carry it."""
     rows = f"n = {value.count}" + (f", {value.undefined} undefined" if value.undefined else "")
     if math.isnan(value.low):
         return f"{rows}: too few for an interval"

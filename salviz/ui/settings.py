@@ -30,9 +30,19 @@ def method(loaded: Any) -> tuple[str, dict[str, Any]]:
         st.markdown(f"**{card.title}**: {card.family}")
         st.markdown(card.idea)
         st.latex(card.formula)
+        st.markdown(f"Cost: {_cost(card, loaded)}")
         st.markdown(f"Known failures: {card.failures}")
         st.caption(card.citation)
     return method_id, _parameters(card)
+
+
+def _cost(card: Any, loaded: Any) -> str:
+    """Passes with the paper's settings, for the size of the model's input."""
+    size = loaded.classifier.preprocessing.input_size if loaded is not None else (224, 224)
+    passes = round(card.passes(card.check_parameters(None), size))
+    if not passes:
+        return "no pass through the model."
+    return f"{panels.counted(passes, 'pass', 'passes')} through the model an image, with the default settings."
 
 
 def _parameters(card: Any) -> dict[str, Any]:
@@ -92,7 +102,7 @@ def _widget(parameter: Any, key: str) -> Any:
 def target(loaded: Any, picture: Picture | None) -> tuple[int | None, Any, int | None]:
     """The explained class (None: predicted), its rival (None: no contrast) and the true class (None: not known)."""
     if loaded is None:
-        st.skeleton(60)
+        st.selectbox("Target class", [], disabled=True, placeholder="Needs a model", key="_no_target")
         return None, None, None
     labels = loaded.classifier.labels
     count = len(labels)

@@ -95,9 +95,13 @@ def _model() -> str:
 
 
 def _id_of(text: str, titles: dict[str, str]) -> str:
-    """The id of a suggestion that was typed as it is shown; other texts are ids already."""
+    """The id of a suggestion that was typed as it is shown, or of the only one it is a part of; else an id already."""
     typed = text.partition(" · ")[0].strip().casefold()
-    return next((key for key, title in titles.items() if title.casefold() == typed), text)
+    if text in titles or not typed:
+        return text
+    exact = [key for key, title in titles.items() if title.casefold() == typed]
+    found = exact or [key for key, title in titles.items() if typed in title.casefold()]
+    return found[0] if len(found) == 1 else text
 
 
 def load(model_id: str, problems: list[str]) -> Any:

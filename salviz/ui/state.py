@@ -29,6 +29,9 @@ COMPARED = (
 RACE_SECONDS = 2.0
 """An interaction may still carry the URL from before our last write; older differences are the person's."""
 
+LATENCY_SECONDS = 0.5
+"""So long the same is taken of a run that no widget caused: a poll of progress, or the browser's Back button."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -87,9 +90,11 @@ def _finite(text: str) -> float:
 
 
 def _method(text: str) -> str:
-    from salviz.methods import get
+    from salviz.methods import METHODS
 
-    return get(text).card.id
+    if text not in METHODS:
+        raise ValueError(f"there is no method {text!r}")
+    return text
 
 
 def _device(text: str) -> str:
@@ -173,6 +178,8 @@ def notice(sentence: str) -> None:
 def notices() -> list[str]:
     """What `notice` was given for the pick as it stands; called once the widgets of the pick are made."""
     picked = {key: text for key, text in link_parameters().items() if key not in _LOOKS}
+    # One upload after another has the same link.
+    picked["_upload"] = str(st.session_state.get("_upload", ("",))[0])
     if st.session_state.setdefault("_noticed", picked) != picked:
         st.session_state["_notices"] = []
     return list(st.session_state.get("_notices", []))
@@ -190,6 +197,11 @@ def adopt_url(page: str) -> None:
     current = st.query_params.to_dict()
     before = st.session_state.get("_page", page)
     st.session_state["_page"] = page
+    if before != page:
+        # A widget of the other page with the same key is another widget: what a visit never touched would begin anew
+        # as the smallest value, or nothing. Said again, it is taken over.
+        for field in FIELDS:
+            st.session_state[field.key] = st.session_state[field.key]
     if before != page and not current:
         # The navigation opens a page without a query: the pick goes along, and is written at the end of the run.
         st.session_state["_url"] = current
@@ -197,7 +209,9 @@ def adopt_url(page: str) -> None:
     written = st.session_state.get("_url", {})
     fresh = "_url" not in st.session_state
     if not fresh:
-        recent = time.monotonic() - st.session_state.get("_url_time", 0.0) < RACE_SECONDS
+        # Where a widget changed, its message may have left before our URL came; where none did, this is a way back.
+        patience = LATENCY_SECONDS if link_parameters() == written else RACE_SECONDS
+        recent = time.monotonic() - st.session_state.get("_url_time", 0.0) < patience
         if current == written or recent:
             return
     st.session_state["_notices"] = []

@@ -32,6 +32,7 @@ def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
     for row, name in enumerate(names, start=1):
         stays = int(exploration.predicted[row]) == reference
         (kept if stays else changed).append((row, name))
+    is_asked = bool(exploration.request.variants or exploration.request.changes)
     columns = st.columns(2, gap="medium")
     for column, key, title, rows, icon, nothing in (
         (
@@ -40,7 +41,7 @@ def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
             "Prediction kept: the map should stay",
             kept,
             ":material/check:",
-            "No augmentation left the prediction as it was. Choose milder ones." if names else _NONE_CHOSEN,
+            "No augmentation left the prediction as it was. Choose milder ones." if is_asked else _NONE_CHOSEN,
         ),
         (
             columns[1],
@@ -49,14 +50,15 @@ def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
             changed,
             ":material/change_history:",
             "Nothing changed the prediction. Choose stronger augmentations, the paper's 48, or the untrained twin."
-            if names
+            if is_asked
             else _NONE_CHOSEN,
         ),
     ):
         with column:
             st.subheader(f"{icon} {title}", anchor=False)
             if not rows:
-                st.caption(nothing if exploration.is_complete or not is_running else "Nothing yet.")
+                stopped = "Nothing yet." if is_running else "The work was stopped before the variants."
+                st.caption(nothing if exploration.is_complete or names else stopped)
             else:
                 cards([_card(shown, row, name, choices) for row, name in rows], width=_CARD_WIDTH, key=f"cards.{key}")
 

@@ -35,7 +35,17 @@ def test_a_deep_link_compares_and_a_click_opens_explore(server: Server, open_pag
 
 
 def test_the_pick_goes_along_and_rows_can_be_classes(server: Server, open_page: Open) -> None:
-    page = open_page(f"{server.url}/?image=sample:espresso&method=layer_cam")
+    page = open_page(server.url)
+    shows(page, "Cat", LITE, "Grad-CAM")
+    page.get_by_role("link", name="Compare").click()
+    expect(rows(page).first).to_be_visible()
+    settled(page)
+    # What was never touched is not written, and not lost.
+    assert fields(page) == {}
+    page.get_by_role("link", name="Explore").click()
+    shows(page, "Cat", LITE, "Grad-CAM")
+    assert fields(page) == {}
+    page.goto(f"{server.url}/?image=sample:espresso&method=layer_cam")
     shows(page, "Espresso", LITE, "LayerCAM")
     page.get_by_role("link", name="Compare").click()
     expect(heading(page)).to_have_text(f"Espresso · {LITE}")

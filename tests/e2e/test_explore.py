@@ -183,7 +183,7 @@ def test_the_back_button_goes_back(server: Server, open_page: Open) -> None:
     shows(page, "Espresso", LITE, "Grad-CAM")
     expect(page).to_have_url(re.compile("image=sample"))
     # A person reads for a moment; within it the page takes an older address for one still under way.
-    page.wait_for_timeout(1000 * state.RACE_SECONDS)
+    page.wait_for_timeout(1000 * state.LATENCY_SECONDS)
     page.go_back()
     shows(page, "Cat", LITE, "Grad-CAM")
     assert fields(page) == {}
@@ -308,7 +308,7 @@ def test_what_fails_says_so_and_leaves_the_picture(server: Server, open_page: Op
     settled(page)
     old = address(overlay(page))
     pick(page, "method", "Guided backprop")
-    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    expect(page.get_by_text("Guided backpropagation is defined for ReLU nets only")).to_be_visible()
     settled(page)
     screenshot(page, "failed")
     assert address(overlay(page)) == old

@@ -46,6 +46,7 @@ def _server(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Iterator[Non
     monkeypatch.setenv("SALVIZ_MODEL_DIR", str(model_folder))
     # Pages are run faster than a person would edit the address.
     monkeypatch.setattr(state, "RACE_SECONDS", 0.0)
+    monkeypatch.setattr(state, "LATENCY_SECONDS", 0.0)
     monkeypatch.setattr(follow, "PATIENCE_SECONDS", float(TIMEOUT))
     yield
     session.runner.clear()

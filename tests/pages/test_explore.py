@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from salviz.errors import MethodError, SalvizError
+from salviz.errors import MethodError, Refusal, SalvizError
 from salviz.methods import METHODS
 from salviz.transforms import AUGMENTATIONS
 from salviz.ui import follow, panels, session, state
@@ -146,7 +146,7 @@ def test_costly_work_says_how_long_it_takes_and_waits(visit: Visit) -> None:
     before = pictures_of(app)["Overlay"]
     app.sidebar.selectbox(key="method").select("occlusion").run()
     assert "Occlusion will take about" in markdown_of(app)
-    assert "Shown below: what was there before, Grad-CAM of " in markdown_of(app)
+    assert "Shown below: what was there before, Cat · " in markdown_of(app)
     assert pictures_of(app)["Overlay"] == before
 
 
@@ -169,13 +169,22 @@ def test_the_work_that_fails_leaves_the_picture_and_one_sentence(visit: Visit, r
     app.sidebar.selectbox(key="method").select("gradient").run()
     assert works(app)
     assert "It does not fit into memory. Choose a smaller classifier." in markdown_of(app)
-    assert "Shown below: what was there before, Grad-CAM of " in markdown_of(app)
+    assert "Shown below: what was there before, Cat · " in markdown_of(app)
     assert pictures_of(app)["Overlay"] == before
     assert app.title[0].value == "Cat · Tiny · Grad-CAM"
     raising["error"] = None
     app.button(key="compute").click().run()
     assert app.title[0].value == f"Cat · Tiny · {METHODS['gradient'].card.title}"
     assert pictures_of(app)["Overlay"] != before
+
+
+def test_what_is_refused_is_not_offered_again(visit: Visit, raising: dict[str, Any]) -> None:
+    app = visit()
+    raising["error"] = Refusal("It is undefined there.")
+    app.sidebar.selectbox(key="method").select("gradient").run()
+    assert works(app)
+    assert "It is undefined there." in markdown_of(app)
+    assert all(button.key != "compute" for button in app.button)
 
 
 def test_a_fault_inside_is_told_without_its_words(
@@ -282,6 +291,38 @@ def test_cancelled_work_can_start_again(visit: Visit, monkeypatch: pytest.Monkey
     assert app.title[0].value.endswith(plain.card.title)
 
 
+def test_work_stopped_before_the_variants_says_so(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clean map is there and no variant yet: nobody chose none."""
+    plain = METHODS["smoothgrad"]
+    calls: list[int] = []
+    begun, released = threading.Event(), threading.Event()
+
+    def slow(*args: Any, work: Any, **options: Any) -> Any:
+        calls.append(1)
+        while len(calls) > 1 and not released.wait(0.01):
+            begun.set()
+            # Ends when it is cancelled: `tick` raises then.
+            work.tick(0)
+        return plain.explain(*args, work=work, **options)
+
+    monkeypatch.setitem(METHODS, "smoothgrad", replace(plain, explain=slow))
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e9)
+    app = visit(method="smoothgrad")
+    assert begun.wait(60)
+    (job,) = [job for job in session.runner()._open.values() if job.state == "running"]
+    app.run()
+    app.button(key="cancel.explore").click().run()
+    assert job.finished.wait(60)
+    app.run()
+    assert app.title[0].value.endswith(plain.card.title)
+    assert cards_of(app) == ([], [])
+    said = markdown_of(app)
+    released.set()
+    assert "The work was stopped before the variants." in said
+    assert "No augmentation" not in said
+
+
 # Links
 
 EXPLORE = [field for field in state.FIELDS if field.page in ("", "explore")]
@@ -380,7 +421,8 @@ def test_a_bad_link_costs_a_sentence_a_part(visit: Visit, link: dict[str, str]) 
     told = warnings_of(app).split("\n\n")
     assert len(told) == min(len(link), 4), "three sentences and how many more there are"
     if len(link) > 3:
-        assert told[3] == f"And {panels.counted(len(link) - 3, 'part', 'parts')} more of the link were left out."
+        more = panels.counted(len(link) - 3, "part more", "parts more")
+        assert told[3] == f"And {more} of the link {'was' if len(link) == 4 else 'were'} left out."
     sentences = app.session_state["_notices"]
     assert len(sentences) == len(link)
     assert all(sentence[0].isupper() and sentence.endswith(".") for sentence in sentences)
@@ -524,7 +566,7 @@ def test_a_model_that_cannot_be_had_leaves_a_way_on(visit: Visit) -> None:
     assert works(app)
     assert app.sidebar.selectbox(key="model").value == "tf_efficientnet_lite0"
     app.sidebar.selectbox(key="model").select("timm:resnet50.tv_in1k").run()
-    assert "Shown below: what was there before, Grad-CAM of EfficientNet-Lite0." in markdown_of(app)
+    assert "Shown below: what was there before, Cat · EfficientNet-Lite0 · Grad-CAM." in markdown_of(app)
 
 
 def test_no_augmentation_at_all(visit: Visit) -> None:
