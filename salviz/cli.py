@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     changes.add_argument("--seed", type=_whole, default=0, metavar="N", help="default: %(default)s")
     how = explain.add_argument_group("how it is computed")
     how.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
-    how.add_argument("--autocast", metavar="TYPE", help="bf16 or fp16 for passes that need no gradient")
+    how.add_argument("--autocast", metavar="TYPE", help="bf16 or fp16 for the masked passes of RISE and Score-CAM")
     how.add_argument(
         "--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: yes on the CPU)"
     )

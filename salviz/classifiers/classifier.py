@@ -71,7 +71,7 @@ class Classifier:
         rebuild: Makes the same architecture with fresh random weights (the caller seeds).
         checkpoints: Weights saved on the way to these ones, earliest first.
         channels_last: Whether inputs are laid out channels-last before the forward.
-        autocast: bf16/fp16 for passes that need no gradient, or None for float32.
+        autocast: bf16/fp16 for the passes of methods whose ranks survive it, or None for float32.
         lock: Serialises everything that hooks or differentiates the shared module.
     """
 
@@ -130,15 +130,18 @@ class Classifier:
         logits: Tensor = self.module(x) if is_published else self.runtime(x)
         return logits
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Float32 logits of a batch without a graph, under autocast where that was chosen.
+    def predict(self, x: Tensor, *, may_halve: bool = False) -> Tensor:
+        """Float32 logits of a batch without a graph.
 
         Args:
             x: `(N, 3, H, W)` float32 in model space, on `device`.
+            may_halve: Whether the half precision that was chosen, if any, is good enough: where a map is an average
+                over hundreds of passes. Elsewhere it would change the ranks of its values.
 
         Returns:
             `(N, K)` float32 logits.
         """
-        cast = nullcontext() if self.autocast is None else torch.autocast(x.device.type, dtype=self.autocast)
+        halves = may_halve and self.autocast is not None
+        cast = torch.autocast(x.device.type, dtype=self.autocast) if halves else nullcontext()
         with torch.no_grad(), cast:
             return self.forward(x).float()

@@ -46,7 +46,7 @@ def load(
         architecture: Of a `.safetensors` file whose id does not hold it.
         channels_last: Lay weights and inputs out channels-last. None does so on the CPU, where convolutions gain
             about a quarter, and leaves other devices as the model came.
-        autocast: `bf16` or `fp16` for passes that need no gradient; None for float32.
+        autocast: `bf16` or `fp16` for the passes of methods whose ranks survive it (RISE, Score-CAM); None for float32.
 
     Raises:
         ClassifierError: It cannot be found, fetched, trusted or built, or is not an image classifier.

@@ -82,12 +82,12 @@ def score_cam(
     work.total += round((1 + count - _score_cam_passes({"channels": channels}, (0, 0))) * len(x))
     images, positions = _with_contrast(activation, chosen)
     # Whatever is not run below is a view of nothing.
-    blank = resolved.score(classifier.predict(torch.zeros_like(x[:1])).expand(len(x), -1))
+    blank = resolved.score(classifier.predict(torch.zeros_like(x[:1]), may_halve=True).expand(len(x), -1))
     scores = blank.unsqueeze(1).repeat(1, count)
     for part in work.chunks(len(images)):
         rows, places = images[part], positions[part]
         views = x[rows].mul_(as_mask(activation[rows, chosen[rows, places]], (x.shape[2], x.shape[3])))
-        scores[rows, places] = resolved.part(rows).score(classifier.predict(views))
+        scores[rows, places] = resolved.part(rows).score(classifier.predict(views, may_halve=True))
         work.tick(len(rows))
     work.tick(count * len(x) - len(images))
     return Attribution(weighted_sum(activation, scores.softmax(dim=1), chosen), logits, passes=1.0 + count)

@@ -215,7 +215,7 @@ def rise(
             masks = masks.view(-1, len(chosen), *size)
             times = len(masks)
             batch = torch.addcmul(blank, images, masks[:, :, None]).flatten(0, 1)
-            scores = rival.repeat(times).score(classifier.predict(batch)).view(times, len(chosen)).T
+            scores = rival.repeat(times).score(classifier.predict(batch, may_halve=True)).view(times, len(chosen)).T
             moments.add(scores, masks.flatten(2).transpose(0, 1), rows)
             work.tick(times * len(chosen))
         done += wanted
