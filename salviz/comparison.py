@@ -126,6 +126,7 @@ def compare(
     picture: Picture,
     requests: Sequence[Request],
     *,
+    known: Mapping[str, Exploration] | None = None,
     batch_size: int = 16,
     progress: Progress = silent,
     publish: Publish = lambda comparison: None,
@@ -139,6 +140,7 @@ def compare(
         classifiers: The models by weights digest.
         picture: The photograph.
         requests: Without variants and changed models; all of this picture.
+        known: Rows that need no work, by their request's digest; others among them are left out.
         batch_size: Images in one model pass at the most.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
         publish: Called with what is known so far, as it comes.
@@ -147,15 +149,16 @@ def compare(
         RequestError: No request, or one that does not belong here.
     """
     _check(classifiers, picture, requests)
-    found: dict[str, Exploration] = {}
+    found = {request.digest: known[request.digest] for request in requests if known and request.digest in known}
     problems: dict[str, str] = {}
     groups: dict[tuple[object, ...], list[Request]] = {}
     for request in dict.fromkeys(requests):
-        groups.setdefault(_group(request, groups), []).append(request)
+        if request.digest not in found:
+            groups.setdefault(_group(request, groups), []).append(request)
     total = sum(_passes(classifiers[group[0].weights], group) for group in groups.values())
     before = 0.0
 
-    def known() -> Comparison:
+    def so_far() -> Comparison:
         return Comparison(tuple(requests), dict(found), dict(problems))
 
     for group in groups.values():
@@ -170,21 +173,21 @@ def compare(
         ahead = _after(progress, before, total)
         try:
             if able:
-                _explain(classifier, picture, able, found, lambda: publish(known()), batch_size, ahead)
+                _explain(classifier, picture, able, found, lambda: publish(so_far()), batch_size, ahead)
         except Cancelled:
             raise
         except SalvizError:
             # One of them failed on its way; who is to blame shows when the rest go alone.
             for request in (request for request in able if request.digest not in found):
                 try:
-                    _explain(classifier, picture, [request], found, lambda: publish(known()), batch_size, ahead)
+                    _explain(classifier, picture, [request], found, lambda: publish(so_far()), batch_size, ahead)
                 except Cancelled:
                     raise
                 except SalvizError as error:
                     problems[request.digest] = str(error)
         before += _passes(classifier, group)
-        publish(known())
-    return known()
+        publish(so_far())
+    return so_far()
 
 
 def _after(progress: Progress, before: float, total: float) -> Progress:

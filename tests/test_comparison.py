@@ -114,6 +114,28 @@ def test_cheap_rows_come_first_and_partial_results_grow() -> None:
     assert seen[:3] == [["random"], ["grad_cam", "random"], ["smoothgrad", "grad_cam", "random"]]
 
 
+def test_known_rows_cost_nothing_more() -> None:
+    classifier = toy()
+    first = compare({classifier.digest: classifier}, PICTURE, every(classifier, ["grad_cam", "gradient"]))
+    calls: list[int] = []
+    handle = classifier.runtime.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    told: list[tuple[float, float]] = []
+    try:
+        found = compare(
+            {classifier.digest: classifier}, PICTURE, every(classifier, ["gradient", "edge", "grad_cam"]),
+            known=first.found, progress=lambda done, total: told.append((done, total)),
+        )  # fmt: skip
+    finally:
+        handle.remove()
+    # One prediction for the row that is new; rows that nobody asked for stay out.
+    assert sum(calls) == 1
+    assert [row.request.method for row in found.rows] == ["gradient", "edge", "grad_cam"]
+    assert found.rows[0] is first.rows[1]
+    assert found.is_complete
+    again = compare({classifier.digest: classifier}, PICTURE, every(classifier, ["edge"]), known=found.found)
+    assert [row.request.method for row in again.rows] == ["edge"]
+
+
 def test_what_cannot_be_explained_costs_the_others_nothing() -> None:
     vit = timm_model("test_vit")
     asked = [

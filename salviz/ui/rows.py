@@ -10,7 +10,7 @@ import streamlit as st
 from salviz.classifiers.registry import CARDS, is_available_offline
 from salviz.errors import SalvizError
 from salviz.images import Picture
-from salviz.ui import follow, panels, sidebar
+from salviz.ui import follow, panels, session, sidebar
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def split(chosen: Chosen) -> tuple[list[Request], list[Request]]:
 def _seconds(chosen: Chosen, request: Request) -> float:
     from salviz import methods
 
+    if request.digest in session.rows():
+        return 0.0
     loaded = chosen.loaded[request.weights]
     passes = methods.get(request.method).card.passes(request.settings, loaded.classifier.preprocessing.input_size)
     return float(max(1.0, passes) * max(1, chosen.top) * loaded.seconds_per_pass)
@@ -167,7 +169,15 @@ def comparing(chosen: Chosen, requests: list[Request], picture: Picture, *, is_c
         if chosen.top:
             (loaded,) = chosen.loaded.values()
             asked = for_top_classes(loaded.classifier, picture, requests[0], chosen.top)
-        return compare(classifiers, picture, asked, progress=job.tick, publish=job.publish)
+        rows = session.rows()
+
+        def publish(comparison: Any) -> None:
+            rows.put(comparison.found)
+            job.publish(comparison)
+
+        found = compare(classifiers, picture, asked, known=rows.known(), progress=job.tick, publish=publish)
+        rows.put(found.found)
+        return found
 
     seconds = sum(_seconds(chosen, request) for request in requests)
     return follow.Task(comparison_digest(requests, chosen.top), seconds, is_costly, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +117,46 @@ class Tops:
 def tops() -> Tops:
     """What this server knows of pictures' classes."""
     return Tops()
+
+
+class Rows:
+    """Rows of comparisons made lately: another method beside them costs its own passes only."""
+
+    def __init__(self, capacity: int = 64 * 2**20) -> None:
+        """Nothing yet.
+
+        Args:
+            capacity: Bytes of tensors to keep, the latest.
+        """
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def __contains__(self, digest: object) -> bool:
+        """Whether the row of a request is known."""
+        with self._lock:
+            return digest in self._kept
+
+    def known(self) -> dict[str, Any]:
+        """All of them, by their request's digest."""
+        with self._lock:
+            return dict(self._kept)
+
+    def put(self, found: Mapping[str, Any]) -> None:
+        """Remember a comparison's rows."""
+        with self._lock:
+            for digest, row in found.items():
+                self._kept.pop(digest, None)
+                self._kept[digest] = row
+            spent = sum(row.nbytes for row in self._kept.values())
+            while spent > self._capacity and len(self._kept) > len(found):
+                spent -= self._kept.popitem(last=False)[1].nbytes
+
+
+@st.cache_resource(show_spinner=False)
+def rows() -> Rows:
+    """The rows this server knows."""
+    return Rows()
 
 
 @dataclass

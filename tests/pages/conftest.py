@@ -50,6 +50,7 @@ def _server(monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> Iterator[Non
     monkeypatch.setattr(follow, "PATIENCE_SECONDS", float(TIMEOUT))
     yield
     session.runner.clear()
+    session.rows.clear()
 
 
 @pytest.fixture

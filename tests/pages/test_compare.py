@@ -104,6 +104,10 @@ def test_slow_rows_wait_and_then_join(compare: Open, monkeypatch: pytest.MonkeyP
     app.button(key="compute").click().run()
     assert row_titles(app) == ["Edge detector (control)", "SmoothGrad"]
     assert "will take about" not in texts(app)
+    # Once computed it stays, whatever comes beside it.
+    app.multiselect(key="methods").select("random").run()
+    assert row_titles(app) == ["Edge detector (control)", "SmoothGrad", "Random (control)"]
+    assert "will take about" not in texts(app)
 
 
 def test_cancel_keeps_what_was_there(compare: Open, monkeypatch: pytest.MonkeyPatch) -> None:
