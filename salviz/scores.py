@@ -76,6 +76,11 @@ def _without_thin_intervals(result: CoseResult) -> CoseResult:
     )
 
 
+def too_few(score: Score) -> str:
+    """Why a score has no interval: its rows are too few, or those of one of its two halves."""
+    return f"too few{' on one side' if score.count >= FEWEST else ''} for an interval"
+
+
 def describe(result: CoseResult, name: Literal["consistency", "sensitivity", "cose"]) -> str:
     """A score in words: `0.71 [0.66, 0.75] n = 11`, or why it is undefined.
 
@@ -88,7 +93,7 @@ def describe(result: CoseResult, name: Literal["consistency", "sensitivity", "co
         return f"undefined: {_why_undefined(result, name)}"
     rows = f"n = {score.count}" + (f" ({score.undefined} more undefined)" if score.undefined else "")
     if math.isnan(score.low):
-        return f"{score.value:.2f} {rows}: too few for an interval"
+        return f"{score.value:.2f} {rows}: {too_few(score)}"
     return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}] {rows}"
 
 

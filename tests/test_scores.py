@@ -110,7 +110,7 @@ def test_rows_still_to_come_are_left_out() -> None:
             "cose",
             r"0\.\d\d \[0\.\d\d, 0\.\d\d\] n = 6",
         ),
-        ([3, 3, 1, 3, 0], [NAN, 0.75, 0.5, 0.25, 0.125], "cose", r"0\.\d\d n = 4: too few for an interval"),
+        ([3, 3, 1, 3, 0], [NAN, 0.75, 0.5, 0.25, 0.125], "cose", r"0\.\d\d n = 4: too few on one side for an interval"),
         ([3, 3, 1], [NAN, 0.75, 0.25], "consistency", r"0\.75 n = 1: too few for an interval"),
         ([3, 3], [NAN, 0.75], "consistency", r"0\.75 n = 1: too few for an interval"),
         (

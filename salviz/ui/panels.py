@@ -75,7 +75,9 @@ def interval(value: Any) -> str:
     """`[0.66, 0.75], n = 11`; or that too few rows, of either side where it has two, carry it."""
     rows = f"n = {value.count}" + (f", {value.undefined} undefined" if value.undefined else "")
     if math.isnan(value.low):
-        return f"{rows}: too few for an interval"
+        from salviz.scores import too_few
+
+        return f"{rows}: {too_few(value)}"
     return f"[{number(value.low)}, {number(value.high)}], {rows}"
 
 
