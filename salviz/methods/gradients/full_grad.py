@@ -13,7 +13,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
-from salviz.methods.pieces import pieces
 from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
 from salviz.targets import Target
 from salviz.work import Work
@@ -48,32 +47,20 @@ class FullGradTerms:
             gradient: `(N, C, h, w)` of the score with respect to the layer's output.
             constant: `(C,)` a bias, or `(N, C, h, w)`.
         """
-        is_drawn = gradient.shape[2] * gradient.shape[3] > 1  # else it has no place in the picture
-        rescaled = []
-        # Written over again and again: new memory would have to be cleared first.
-        room: Tensor | None = None
-        for part in pieces(gradient):
-            g = gradient[part]
-            room = torch.empty_like(g) if room is None else room
-            if constant.ndim == 1:
-                self.score[part] += g.sum(dim=(2, 3)) @ constant
-                terms = torch.mul(g, constant.view(1, -1, 1, 1), out=room[: len(g)]) if is_drawn else g
-            else:
-                terms = torch.mul(g, constant[part], out=room[: len(g)])
-                self.score[part] += terms.sum(dim=(1, 2, 3))
-            if not is_drawn:
-                continue
+        if constant.ndim == 1:
+            self.score += gradient.sum(dim=(2, 3)) @ constant
+            size = gradient.abs().mul_(constant.abs().view(1, -1, 1, 1))
+        else:
+            terms = gradient * constant
+            self.score += terms.sum(dim=(1, 2, 3))
             size = terms.abs_()
-            low, high = size.amin(dim=(1, 2, 3)), size.amax(dim=(1, 2, 3))
-            span = high - low
-            scale = torch.where(span > 0, 1 / span, torch.zeros_like(span)).view(-1, 1, 1)
-            # The same for all channels of the layer, so it can follow their sum.
-            rescaled.append((size.sum(dim=1) - size.shape[1] * low.view(-1, 1, 1)) * scale)
-        if is_drawn:
-            self._draw(torch.cat(rescaled))
-
-    def _draw(self, rescaled: Tensor) -> None:
-        """Lay a layer's `(N, h, w)` over the others of its size."""
+        if size.shape[2] * size.shape[3] == 1:
+            return  # It has no place in the picture.
+        low, high = size.amin(dim=(1, 2, 3)), size.amax(dim=(1, 2, 3))
+        span = high - low
+        scale = torch.where(span > 0, 1 / span, torch.zeros_like(span)).view(-1, 1, 1)
+        # The same for all channels of the layer, so it can follow their sum.
+        rescaled = (size.sum(dim=1) - size.shape[1] * low.view(-1, 1, 1)) * scale
         key = (rescaled.shape[1], rescaled.shape[2])
         self._drawn[key] = self._drawn[key] + rescaled if key in self._drawn else rescaled
 
