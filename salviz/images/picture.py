@@ -42,6 +42,11 @@ class Picture:
     wordnet_id: str | None = None
     alt: str = ""
 
+    @property
+    def described(self) -> str:
+        """What it shows as far as that is known, never empty."""
+        return self.alt or self.name or "the photograph"
+
     @classmethod
     def from_rgb(
         cls,

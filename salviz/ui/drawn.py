@@ -67,6 +67,14 @@ def overlay(digest: str, row: int, choices: Display, width: int, is_aligned: boo
     )
 
 
+@st.cache_data(show_spinner=False, max_entries=200, max_size="32MB")
+def photograph(digest: str, _picture: Picture) -> str:
+    """A photograph alone, before there is a map of it."""
+    from salviz import render
+
+    return _photographic(render.photograph(_picture))
+
+
 @st.cache_data(show_spinner=False, max_entries=200, max_size="128MB")
 def pictures(
     digest: str, choices: Display, _exploration: Exploration, _picture: Picture

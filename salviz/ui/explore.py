@@ -84,7 +84,7 @@ def status(view: View) -> None:
     followed, pick = view.followed, view.pick
     with st.container(key="status"):
         if followed is None:
-            if pick.loaded is None and pick.picture is not None and view.shown is not None:
+            if view.lacks_model:
                 _use_default()
             else:
                 _facts(view.shown)
@@ -148,11 +148,15 @@ def _facts(shown: Shown | None) -> None:
 
 
 def empty(view: View) -> None:
-    """The layout before there is anything to show; a way on where nothing is on its way."""
-    if view.followed is None and view.pick.loaded is None and view.pick.picture is not None:
-        _use_default()
+    """The layout before there is a map, around the photograph; nothing where no map is on its way."""
+    if view.lacks_model:
         return
-    panels.skeletons("Computing the first map …" if view.is_running else "")
+    message = "Computing the first map …" if view.is_running else ""
+    picture = view.pick.picture
+    if picture is None:
+        panels.skeletons(message)
+    else:
+        panels.skeletons(message, photograph=drawn.photograph(picture.digest, picture), alt=picture.described)
 
 
 def _use_default() -> None:
@@ -185,7 +189,7 @@ def _pictures(shown: Shown, choices: Display) -> None:
     photograph, map_, overlay, lowest, highest = drawn.pictures(
         shown.exploration.request.digest, choices, shown.exploration, shown.picture
     )
-    photo = shown.picture.alt or shown.picture.name or "the photograph"
+    photo = shown.picture.described
     what = f"{shown.card.title} map for {shown.explained}"
     columns = st.columns([1, 1, 1, 1.1])
     for column, content, caption, alt in (

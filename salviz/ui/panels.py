@@ -13,12 +13,21 @@ from salviz.overlay import decimals
 from salviz.ui import state
 
 
-def skeletons(message: str) -> None:
-    """The page's layout before there is anything to show."""
+def skeletons(message: str, *, photograph: str = "", alt: str = "") -> None:
+    """The page's layout before there is anything to show.
+
+    Args:
+        message: What is awaited.
+        photograph: Address of the photograph, where it is known.
+        alt: What it shows.
+    """
     st.caption(message)
-    for column in st.columns([1, 1, 1, 1.1]):
+    for place, column in enumerate(st.columns([1, 1, 1, 1.1])):
         with column:
-            st.skeleton(260)
+            if place == 0 and photograph:
+                st.image(photograph, caption="Photograph", width="stretch", alt=alt)
+            else:
+                st.skeleton(260)
     for column in st.columns(3):
         with column:
             st.skeleton(76)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from salviz.ui import display, drawn, follow, panels, state
+from salviz.ui.chart import chart
 from salviz.ui.view import Shown
 
 _SLOT = "turn"
@@ -92,23 +93,18 @@ def turn(shown: Shown) -> None:
                 )
     done = len(exploration.raw) - 1
     reference = int(exploration.predicted[0])
+    figure = figures.similarity_against_magnitude(
+        magnitudes[:done],
+        exploration.ssim[1:].tolist(),
+        [int(value) == reference for value in exploration.predicted[1:].tolist()],
+        current=min(index, done - 1),
+        unit=card.unit,
+        augmentation=card.title,
+        predictions=[shown.name(value) for value in exploration.predicted[1:].tolist()],
+        theme=panels.theme(),
+    )
     with columns[2]:
-        st.plotly_chart(
-            figures.similarity_against_magnitude(
-                magnitudes[:done],
-                exploration.ssim[1:].tolist(),
-                [int(value) == reference for value in exploration.predicted[1:].tolist()],
-                current=min(index, done - 1),
-                unit=card.unit,
-                augmentation=card.title,
-                predictions=[shown.name(value) for value in exploration.predicted[1:].tolist()],
-                theme=panels.theme(),
-            ),
-            theme=None,
-            key="turn_chart",
-            config={"displayModeBar": False},
-            alt=f"SSIM of the map laid back against {card.title.lower()}",
-        )
+        chart(figure, key="turn_chart", alt=f"SSIM of the map laid back against {card.title.lower()}")
         st.caption(
             "A map that follows the change stays near 1 while the prediction is kept. The ring marks the slider."
         )

@@ -57,8 +57,8 @@ def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
         with column:
             st.subheader(f"{icon} {title}", anchor=False)
             if not rows:
-                stopped = "Nothing yet." if is_running else "The work was stopped before the variants."
-                st.caption(nothing if exploration.is_complete or names else stopped)
+                not_yet = "Nothing yet." if is_running else "The work was stopped before the variants."
+                st.caption(nothing if exploration.is_complete or names else not_yet)
             else:
                 cards([_card(shown, row, name, choices) for row, name in rows], width=_CARD_WIDTH, key=f"cards.{key}")
 

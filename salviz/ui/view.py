@@ -64,6 +64,11 @@ class View:
     is_current: bool
 
     @property
+    def lacks_model(self) -> bool:
+        """Whether nothing but the model is missing."""
+        return self.pick.loaded is None and self.pick.picture is not None
+
+    @property
     def is_running(self) -> bool:
         """Whether work for the pick is under way."""
         return self.followed is not None and self.followed.state == "running"

@@ -273,6 +273,14 @@ def test_equal_picks_share_one_job_and_cancel_is_ones_own(server: Server, open_p
 # Slow work
 
 
+def test_a_link_to_slow_work_shows_the_photograph(server: Server, open_page: Open) -> None:
+    page = open_page(f"{server.url}/?image=sample:espresso&method=occlusion")
+    expect(page.get_by_role("button", name="Compute")).to_be_visible()
+    expect(page.get_by_role("img", name="A red cup of espresso")).to_be_visible()
+    settled(page)
+    screenshot(page, "waiting-first")
+
+
 def test_slow_work_can_be_watched_stopped_and_reloaded(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/?method=edge")
     shows(page, "Cat", LITE, "Edge detector (control)")
@@ -438,3 +446,27 @@ def test_a_page_from_cache_answers_soon(server: Server, open_page: Open) -> None
     print(f"cached map visible after {sorted(times)} s")
     # Three times the one second aimed at: other work on the machine must not fail this.
     assert min(times) < 3
+
+
+def test_the_chart_library_comes_after_the_pictures(server: Server, open_page: Open) -> None:
+    page = open_page("about:blank")
+    page.add_init_script(
+        """new MutationObserver((_, observer) => {
+             if (!document.querySelector('img[alt*="over the photograph"]')) return;
+             window.seen = performance.now();
+             observer.disconnect();
+           }).observe(document, {subtree: true, childList: true})"""
+    )
+    page.goto(server.url)
+    expect(page.locator(".js-plotly-plot")).to_be_visible()
+    asked = page.evaluate(
+        """performance.getEntriesByType("resource").filter(entry => entry.name.includes("PlotlyChart"))
+             .map(entry => entry.startTime)"""
+    )
+    assert len(asked) == 1
+    assert page.evaluate("window.seen") < asked[0]
+    # In the same visit a chart is drawn with the rest.
+    page.locator(".st-key-turn").get_by_text("Brightness").click()
+    settled(page)
+    expect(page.locator(".js-plotly-plot")).to_be_visible()
+    assert page.locator("[aria-busy=true]").count() == 0
