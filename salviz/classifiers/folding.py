@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from salviz.classifiers.lean import lean
 
 _TOLERANCE = 1e-4
 """Largest allowed difference of logits, as a share of their range: some ten times what rounding makes."""
@@ -55,38 +55,10 @@ def fold(module: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, frozenset
             folded = copy.deepcopy(module, dict(shared))
             for conv_name, norm_name in pairs:
                 _fold_pair(folded, conv_name, norm_name)
-            for part in folded.modules():
-                if type(part) is Conv2dSame:
-                    part.__class__ = _Conv2dSame
+            lean(folded)
             if _is_same(module(picture), folded(picture)):
                 return folded, frozenset(conv for conv, _ in pairs)
     return module, frozenset()
-
-
-class _Conv2dSame(Conv2dSame):
-    """TensorFlow's padding without a padded copy of the input, where no gradient is wanted.
-
-    It pads one pixel more on the right than on the left, which no convolution does by itself. Padded by a stride more
-    on both sides, a convolution gives the same values behind a first row and column that are dropped.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` -> `(N, K, ceil(H / stride), ceil(W / stride))`."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            # The rectifier that follows would write into a view, which costs the way back more than the copy.
-            result: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-            return result
-        padding, kept = [], [slice(None), slice(None)]
-        for length, kernel, stride, dilation in zip(
-            x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
-        ):
-            count = -(-length // stride)
-            missing = max((count - 1) * stride + (kernel - 1) * dilation + 1 - length, 0)
-            is_even = missing % 2 == 0
-            padding.append(missing // 2 + (0 if is_even else stride))
-            kept.append(slice(0 if is_even else 1, count + (0 if is_even else 1)))
-        wide = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
-        return wide[tuple(kept)]
 
 
 def _is_same(before: Tensor, after: Tensor) -> bool:

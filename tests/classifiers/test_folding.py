@@ -160,20 +160,3 @@ def test_a_layer_that_folding_changed_is_taken_from_the_published_module() -> No
     handle.remove()
     (gradient,) = torch.autograd.grad(logits.amax(dim=1).sum(), activation[0])
     torch.testing.assert_close(found.maps, (gradient.clamp(min=0) * seen[0]).sum(1), rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 32), (30, 47)])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2), (2, 2), (4, 3), (3, 4)])
-def test_padding_without_a_copy_changes_no_value(size: tuple[int, int], kernel: int, stride: int) -> None:
-    from timm.layers.conv2d_same import Conv2dSame
-
-    torch.manual_seed(0)
-    module = nn.Sequential(Conv2dSame(3, 6, kernel, stride=stride), nn.BatchNorm2d(6))
-    module.eval().double().requires_grad_(False)
-    folded, _ = fold(module, size)
-    assert norms(folded) == 0
-    assert type(folded[0]) is not type(module[0])
-    x = torch.randn(2, 3, *size, dtype=torch.float64)
-    torch.testing.assert_close(folded(x), module(x), rtol=1e-12, atol=1e-12)
-    leaf = x.requires_grad_(True)
-    torch.testing.assert_close(folded(leaf), module(leaf), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,88 @@
+"""Layers that compute what the libraries' own compute, with fewer copies of their tensors.
+
+Early activations of a batch are far larger than any cache: a copy of one can take as long as the convolution it is for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+
+def lean(module: nn.Module) -> None:
+    """Change the layers of a net to those of this file.
+
+    Args:
+        module: Nobody else's: its layers get another class, which is a subclass of their own.
+    """
+    for part in module.modules():
+        if type(part) is Conv2dSame:
+            part.__class__ = _Conv2dSame
+        elif type(part) is nn.ReLU6 and part.inplace:
+            part.__class__ = _ReLU6
+
+
+class _Conv2dSame(Conv2dSame):
+    """TensorFlow's padding without a padded copy of the input.
+
+    It pads one pixel more on the right than on the left, which no convolution does by itself. Padded by a stride more
+    on both sides, a convolution gives the same values behind a first row and column that are dropped.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` -> `(N, K, ceil(H / stride), ceil(W / stride))`."""
+        padding, kept = [], [slice(None), slice(None)]
+        for length, kernel, stride, dilation in zip(
+            x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            count = -(-length // stride)
+            missing = max((count - 1) * stride + (kernel - 1) * dilation + 1 - length, 0)
+            is_even = missing % 2 == 0
+            padding.append(missing // 2 + (0 if is_even else stride))
+            kept.append(slice(0 if is_even else 1, count + (0 if is_even else 1)))
+        wide = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        result = wide[tuple(kept)]
+        # What writes into a view costs the way back more than a copy: where the layer strides, of a quarter of the
+        # input that would have been padded.
+        return result.clone() if result.requires_grad else result
+
+
+class _ReLU6(nn.ReLU6):
+    """A ReLU6 in place that does not keep what it overwrites.
+
+    PyTorch's own way back asks for the input, so that under autograd its in-place form begins with a copy. The output
+    says as well where the gradient passes.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape, overwritten."""
+        if has_torch_function_unary(x):
+            # Methods that look at a net's calls see the one they know.
+            seen: Tensor = handle_torch_function(F.hardtanh, (x,), x, self.min_val, self.max_val, True)
+            return seen
+        if torch.is_grad_enabled() and x.requires_grad and not (x.is_leaf or x._is_view()):
+            result: Tensor = _Clip.apply(x, self.min_val, self.max_val)
+            return result
+        return F.hardtanh(x, self.min_val, self.max_val, inplace=not x.requires_grad)
+
+
+class _Clip(torch.autograd.Function):
+    """`clamp_` that remembers its output alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        x.clamp_(low, high)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (result,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(grad, result, *ctx.bounds), None, None

@@ -1,0 +1,116 @@
+"""Layers with fewer copies: the same values and the same gradients as the libraries' own."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from salviz.classifiers.lean import lean
+
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def leaned(module: nn.Module) -> nn.Module:
+    result = copy.deepcopy(module)
+    lean(result)
+    assert [type(part) for part in result.modules()] != [type(part) for part in module.modules()]
+    return result
+
+
+def gradient(module: nn.Module, x: Tensor, signal: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_(True)
+    (found,) = torch.autograd.grad(module(leaf), leaf, signal)
+    return found
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 32), (30, 47)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2), (2, 2), (4, 3), (3, 4)])
+def test_padding_without_a_copy_changes_nothing(size: tuple[int, int], kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(Conv2dSame(3, 6, kernel, stride=stride), nn.ReLU6(inplace=True), nn.Conv2d(6, 4, 3))
+    module.double().requires_grad_(False)
+    x = 4 * torch.randn(2, 3, *size, dtype=torch.float64)
+    new = leaned(module)
+    torch.testing.assert_close(new(x), module(x), **EXACT)
+    signal = torch.randn_like(module(x))
+    torch.testing.assert_close(gradient(new, x, signal), gradient(module, x, signal), **EXACT)
+
+
+EDGES = torch.tensor([-1.0, -0.0, 0.0, 1e-300, 3.0, 6.0 - 1e-15, 6.0, 7.0, torch.inf, -torch.inf, torch.nan]).double()
+
+
+def test_a_rectifier_passes_the_gradient_at_the_same_places() -> None:
+    class Doubled(nn.Module):
+        """Something to write into: what a layer made, not the input itself."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rectifier = nn.ReLU6(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.rectifier(x * 1.0)
+            return result
+
+    module = Doubled()
+    new, signal = leaned(module), torch.arange(1.0, 12.0).double()
+    torch.testing.assert_close(new(EDGES), module(EDGES), equal_nan=True, rtol=0, atol=0)
+    expected = gradient(module, EDGES, signal)
+    assert expected.count_nonzero() not in (0, len(EDGES))
+    torch.testing.assert_close(gradient(new, EDGES, signal), expected, rtol=0, atol=0)
+
+
+def test_second_derivatives_are_right() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU6(inplace=True), nn.Conv2d(3, 1, 3), nn.Sigmoid()).double()
+    new = leaned(module.requires_grad_(False))
+    x = torch.randn(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(new, x)
+    assert torch.autograd.gradgradcheck(new, x)
+
+
+@pytest.mark.parametrize("place", ["leaf", "view", "no graph"])
+def test_a_rectifier_takes_whatever_it_is_given(place: str) -> None:
+    new = leaned(nn.Sequential(nn.ReLU6(inplace=True)))
+    x = torch.tensor([[-1.0, 2.0], [8.0, 3.0]], requires_grad=place != "no graph")
+    expected = F.relu6(x.detach())
+    given = {"leaf": lambda: x, "view": lambda: (x * 1)[:, ::1], "no graph": lambda: x}[place]()
+    found = new(given)
+    torch.testing.assert_close(found.detach(), expected)
+    if place == "no graph":
+        assert found.data_ptr() == x.data_ptr()
+    else:
+        (back,) = torch.autograd.grad(found.sum(), x)
+        assert back.tolist() == [[0.0, 1.0], [0.0, 1.0]]
+
+
+def test_nothing_is_kept_but_the_output() -> None:
+    new = leaned(nn.Sequential(nn.ReLU6(inplace=True)))
+    before = torch.randn(3, requires_grad=True) * 2
+    after = new(before)
+    assert after.data_ptr() == before.data_ptr()
+
+
+def test_calls_are_seen_as_before() -> None:
+    class Seen(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is F.hardtanh:
+                self.calls.append((func, args[1:], kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    module = nn.Sequential(nn.ReLU6(inplace=True))
+    found = []
+    for net in (module, leaned(module)):
+        with Seen() as seen:
+            net(torch.randn(3))
+        ((_, args, kwargs),) = seen.calls
+        found.append((*args, *kwargs.values()))
+    assert found[0] == found[1] == (0.0, 6.0, True)
