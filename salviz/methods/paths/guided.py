@@ -12,6 +12,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import blank_like, score_gradient, shared_logits
 from salviz.methods.paths.integrated import BASELINE
+from salviz.methods.pieces import pieces
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -62,30 +63,35 @@ class GuidedPath:
         """
         middle = (step + 1) / self._steps
         low, high = max(middle - self._max_dist, 0.0), min(middle + self._max_dist, 1.0)
-        before = self.share
-        share = before.clamp(min=low)
-        room = (high - share).clamp_(min=0.0)
-        way = room * self._length
-        # Features at the top of the band, and those without a way to go, are in no group.
-        size = gradient.abs().masked_fill_((room <= _ARRIVED) | (self._length == 0), torch.inf)
-        # Left: what the others must go so that the length that remains is that of the straight path.
-        left = (way.sum(dim=1, keepdim=True) - (high - middle) * self._total).clamp(min=0.0)
-        move = self._moves(size, way, left)
-        self.share = share.addcmul_(room, move)
-        return self.share - before
+        grown = torch.empty_like(self.share)
+        for rows in pieces(self.share):
+            before, length = self.share[rows], self._length[rows]
+            share = before.clamp(min=low)
+            room = (high - share).clamp_(min=0.0)
+            way = room * length
+            # Features at the top of the band, and those without a way to go, are in no group.
+            size = gradient[rows].abs().masked_fill_((room <= _ARRIVED) | (length == 0), torch.inf)
+            # Left: what the others must go so that the length that remains is that of the straight path.
+            left = (way.sum(dim=1, keepdim=True) - (high - middle) * self._total[rows]).clamp(min=0.0)
+            share.addcmul_(room, self._moves(size, way, left))
+            torch.sub(share, before, out=grown[rows])
+            before.copy_(share)
+        return grown
 
     def _moves(self, size: Tensor, way: Tensor, left: Tensor) -> Tensor:
         """`(N, F)` how far each feature goes: 1 to the top of the band, 0 not at all."""
-        ordered = _sorted(size)
+        last = size.shape[1] - 1
+        ordered = _Ordered(size, [*range(self._group - 1, last, self._group), last])
         start = torch.zeros(len(size), 1, dtype=torch.long, device=size.device)
         gone = torch.zeros_like(left)
         whole, partly = torch.full_like(left, -1.0), torch.full_like(left, -1.0)
         share = torch.zeros_like(left)
         for _ in range(self._groups):
             # Equal gradients go together, so a group can be larger than asked for and the next one starts later.
-            threshold = ordered.gather(1, (start + self._group - 1).clamp(max=ordered.shape[1] - 1))
-            start = torch.searchsorted(ordered, threshold, right=True)
-            reach = torch.linalg.vecdot(way, (size <= threshold).to(way.dtype)).unsqueeze(1)
+            threshold = ordered.at((start + self._group - 1).clamp(max=last))
+            is_below = size <= threshold
+            start = is_below.sum(dim=1, keepdim=True)
+            reach = torch.linalg.vecdot(way, is_below.to(way.dtype)).unsqueeze(1)
             is_whole = reach <= left
             is_last = ~is_whole & (gone <= left)
             whole = torch.where(is_whole, threshold, whole)
@@ -97,12 +103,38 @@ class GuidedPath:
         return torch.maximum(move, (size <= whole).to(way.dtype))
 
 
-def _sorted(values: Tensor) -> Tensor:
-    """Rows in ascending order."""
-    if values.device.type == "cpu":
-        # The same memory: NumPy sorts numbers alone, which is three times as fast as numbers with their places.
-        return torch.from_numpy(np.sort(values.numpy(), axis=1))
-    return values.sort(dim=1).values
+class _Ordered:
+    """Rows of numbers by rank: on the CPU only as far in order as is asked for."""
+
+    def __init__(self, values: Tensor, ranks: Sequence[int]) -> None:
+        """Put in order.
+
+        Args:
+            values: `(N, F)`, none negative.
+            ranks: Ascending, from 0: the ranks likely to be asked for.
+        """
+        self._values = values
+        self._sorted = None if values.device.type == "cpu" else values.sort(dim=1).values
+        if self._sorted is None:
+            self._ranks, self._known = torch.tensor(ranks), _at_ranks(values, ranks)
+
+    def at(self, rank: Tensor) -> Tensor:
+        """`(N, 1)` the number of each row that has the rank `(N, 1)`."""
+        if self._sorted is not None:
+            return self._sorted.gather(1, rank)
+        place = torch.searchsorted(self._ranks, rank).clamp(max=len(self._ranks) - 1)
+        found = self._known.gather(1, place)
+        for row in (self._ranks[place] != rank).flatten().nonzero().flatten().tolist():
+            found[row] = _at_ranks(self._values[row : row + 1], [int(rank[row])])[0]
+        return found
+
+
+def _at_ranks(values: Tensor, ranks: Sequence[int]) -> Tensor:
+    """`(N, F)` -> `(N, len(ranks))` numbers with these ranks in their row; none of `values` is negative."""
+    # Then their bits as integers have the same order, and NumPy puts integers in order twice as fast.
+    numbers = values.numpy()
+    bits = numbers.view(f"i{numbers.itemsize}")
+    return torch.from_numpy(np.partition(bits, ranks, axis=1)[:, ranks].view(numbers.dtype))
 
 
 @register(
