@@ -1,7 +1,7 @@
 """What every method costs beside the model's own passes, and beside other tools on the same work.
 
 `python -m tests.benchmarks.methods` prints three Markdown tables: each method against the model time of the passes it
-really makes (counted by hooks, forward and backward apart), sets and peers against bounds, and memory over
+really makes (counted layer by layer, forward and backward apart), sets and peers against bounds, and memory over
 a thousand images. Everything is measured in one run, turn by turn.
 """
 
@@ -14,10 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from salviz import engine, load, methods
 from salviz.classifiers import Classifier
@@ -79,8 +82,10 @@ def settings(method: str, size: tuple[int, int]) -> dict:
     return chosen
 
 
-class Counter:
-    """Image passes that really go through the model, by its convolutions and linear layers.
+class Counter(TorchFunctionMode):
+    """Image passes that are really made, by the convolutions and linear maps with the shapes of the net's own weights.
+
+    A rule that runs a layer a second time with other weights is charged with a second pass through it.
 
     Attributes:
         forward: Images times the share of layers they went through.
@@ -88,22 +93,22 @@ class Counter:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        super().__init__()
         self.forward = self.backward = 0.0
         layers = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
         self._share = 1 / len(layers)
-        self._handles = [part.register_forward_hook(self._count) for part in layers]
+        self._shapes = {part.weight.shape for part in layers}
 
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.forward += self._share * len(output)
-        if output.requires_grad:
-            output.register_hook(self._count_gradient)
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in (F.conv2d, F.linear) and args[1].shape in self._shapes:
+            self.forward += self._share * len(output)
+            if output.requires_grad:
+                output.register_hook(self._count_gradient)
+        return output
 
     def _count_gradient(self, gradient: Tensor) -> None:
         self.backward += self._share * len(gradient)
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
@@ -132,9 +137,8 @@ def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
         def run(name: str = name, chosen: dict = chosen) -> None:
             engine.explain(classifier, x, method=name, parameters=chosen, target=target, digests=digests)
 
-        counter = Counter(classifier.runtime)
-        run()
-        counter.close()
+        with Counter(classifier.runtime) as counter:
+            run()
         seconds = measure({"forward": forward, "both": differentiated, "method": run}, repeat)
         ratios, model = [], []
         for plain, both, spent in zip(seconds["forward"], seconds["both"], seconds["method"], strict=True):
