@@ -15,7 +15,6 @@ from salviz.errors import RequestError, SalvizError
 if TYPE_CHECKING:
     from salviz.classifiers import Labels
     from salviz.images import Picture
-    from salviz.methods import MethodCard
     from salviz.transforms import Variant
 
 REFUSED, INTERRUPTED = 2, 130
@@ -30,8 +29,25 @@ _EPILOG = """examples:
 """
 
 
+class _Once(argparse.Action):
+    """Keeps the value of an option, and refuses a second one: silently forgotten, it would be missed."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given = namespace.__dict__.setdefault("_given", set())
+        if option is not None and self.dest in given:
+            raise argparse.ArgumentError(self, "can be given once only")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence instead of repeating the usage."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         text = message.removeprefix("argument ").rstrip(".")
@@ -92,9 +108,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: yes on the CPU)"
     )
-    how.add_argument(
-        "--batch-size", type=_positive, default=16, metavar="N", help="images a pass (default: %(default)s)"
-    )
+    how.add_argument("--batch-size", type=_positive, metavar="N", help="images a pass (default: what suits the device)")
     shown = explain.add_argument_group("what is written")
     shown.add_argument("--out", metavar="DIR", help="folder for pictures, arrays, table and manifest")
     shown.add_argument("--signed", action="store_true", help="draw the map with its sign")
@@ -157,11 +171,11 @@ def _explain(options: argparse.Namespace) -> None:
     else:
         variants = default_variants() if options.augment == "default" else _variants(options.augment)
 
-    from salviz import explore, export, load, methods, summary
+    from salviz import explore, export, load, summary
     from salviz.render import Display
     from salviz.request import request_for
 
-    settings = _settings(methods.get(options.method).card, options.settings)
+    settings = _settings(options.settings)
     classifier = load(
         options.model, device=options.device, autocast=options.autocast, channels_last=options.channels_last
     )
@@ -218,15 +232,14 @@ def _data_range(text: str) -> str | float:
         raise RequestError(f"SSIM's data range must be “pair” or a number such as 2.0, not {text!r}.") from None
 
 
-def _settings(card: MethodCard, given: Sequence[str]) -> dict[str, object]:
+def _settings(given: Sequence[str]) -> dict[str, object]:
     """`name=value` texts as a method's settings; the card checks the values."""
-    switches = {parameter.name for parameter in card.parameters if isinstance(parameter.default, bool)}
     found: dict[str, object] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
             raise RequestError(f"A setting is given as --set name=value, not {text!r}.")
-        found[name] = {"true": True, "false": False}.get(value, value) if name in switches else value
+        found[name] = value
     return found
 
 

@@ -127,7 +127,7 @@ def compare(
     requests: Sequence[Request],
     *,
     known: Mapping[str, Exploration] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: Progress = silent,
     publish: Publish = lambda comparison: None,
 ) -> Comparison:
@@ -141,7 +141,7 @@ def compare(
         picture: The photograph.
         requests: Without variants and changed models; all of this picture.
         known: Rows that need no work, by their request's digest; others among them are left out.
-        batch_size: Images in one model pass at the most.
+        batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
         publish: Called with what is known so far, as it comes.
 
@@ -226,7 +226,7 @@ def _explain(
     group: Sequence[Request],
     found: dict[str, Exploration],
     tell: Callable[[], None],
-    batch_size: int,
+    batch_size: int | None,
     progress: Progress,
 ) -> None:
     prep = classifier.preprocessing

@@ -17,7 +17,7 @@ from salviz.methods.card import Attribution, Method
 from salviz.methods.passes import shared_logits
 from salviz.seeds import generators
 from salviz.targets import ClassTarget, PredictedTarget, Target
-from salviz.work import Progress, Work, silent
+from salviz.work import Progress, Work, fitting, silent
 
 Settings = Mapping[str, Any]
 
@@ -68,7 +68,7 @@ def explain(
     parameters: Settings | None = None,
     digests: Sequence[str],
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: Progress = silent,
 ) -> Explained:
     """Explain a batch of images with one method: `explain_set` of one.
@@ -81,7 +81,7 @@ def explain(
         parameters: Settings that differ from the card's defaults.
         digests: Content digest of every image: it seeds the image's random numbers.
         seed: The person's seed.
-        batch_size: Images in one model pass at the most.
+        batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
 
     Raises:
@@ -103,7 +103,7 @@ def explain_set(
     target: Target | None = None,
     digests: Sequence[str],
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: Progress = silent,
     publish: Publish = lambda method, explained: None,
 ) -> dict[str, Explained]:
@@ -121,7 +121,7 @@ def explain_set(
         target: What is explained; the predicted class by default.
         digests: Content digest of every image: it seeds the image's random numbers.
         seed: The person's seed.
-        batch_size: Images in one model pass at the most.
+        batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
         publish: Called with a method's id and result once it is complete.
 
@@ -142,7 +142,7 @@ def explain_set(
             if refusal is not None:
                 raise Refusal(refusal)
         x = x.clone() if x.is_inference() else x.detach()
-        work = Work(total=round(_total(plan) * len(x)), batch_size=batch_size, progress=progress)
+        work = Work(total=round(_total(plan) * len(x)), batch_size=batch_size or fitting(x.device), progress=progress)
         parts: dict[str, list[Explained]] = {step.name: [] for step in plan}
         found: dict[str, Explained] = {}
         start = 0
@@ -222,12 +222,12 @@ def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> floa
     return _total(_plan(chosen, size))
 
 
-def _check(classifier: Classifier, x: Tensor, target: Target, digests: Sequence[str], batch_size: int) -> None:
+def _check(classifier: Classifier, x: Tensor, target: Target, digests: Sequence[str], batch_size: int | None) -> None:
     if x.ndim != 4 or x.shape[1] != 3 or len(x) == 0:
         raise RequestError(f"Images must come as (N, 3, H, W) with N at least 1, not {tuple(x.shape)}.")
     if len(digests) != len(x):
         raise RequestError(f"There are {len(x)} images but {len(digests)} digests; give one for every image.")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise RequestError(f"A model pass needs at least one image; the batch size cannot be {batch_size}.")
     if isinstance(target, ClassTarget):
         for classes in (target.classes, target.against):
@@ -294,7 +294,7 @@ def _join(parts: Sequence[Explained]) -> Explained:
     )
 
 
-def predict(classifier: Classifier, x: Tensor, *, batch_size: int = 16) -> Tensor:
+def predict(classifier: Classifier, x: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Float32 logits `(N, K)` of `(N, 3, H, W)` images, in chunks, under the classifier's lock."""
     with classifier.lock:
-        return torch.cat([classifier.predict(part) for part in torch.split(x, batch_size)])
+        return torch.cat([classifier.predict(part) for part in torch.split(x, batch_size or fitting(x.device))])

@@ -29,7 +29,7 @@ def explain(
     methods: Sequence[str] | Mapping[str, Settings | None] = ("grad_cam",),
     target: int | Sequence[int] | Target | TopTarget | None = None,
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Explained]:
     """Explain images with several methods in the fewest passes (see `engine.explain_set`).
@@ -41,7 +41,7 @@ def explain(
         target: A class for all images, one an image, a target object, or None for each image's predicted class. With
             `TopTarget(k)` every image has k rows, one a class, image by image.
         seed: Seeds everything random, together with each image's content.
-        batch_size: Images in one model pass at the most.
+        batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
 
     Returns:

@@ -169,7 +169,7 @@ def explore(
     picture: Picture,
     request: Request | None = None,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: Progress = silent,
     publish: Publish = lambda exploration: None,
 ) -> Exploration:
@@ -179,7 +179,7 @@ def explore(
         classifier: The model the request names.
         picture: The picture the request names.
         request: What to do; the defaults of `request_for` where None.
-        batch_size: Images in one model pass at the most.
+        batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
         publish: Called with what is known so far, as it comes, where the method takes more than `SLOW_PASSES`.
 
@@ -217,7 +217,7 @@ class _Run:
     """An exploration under way: collects rows and compares them with row 0."""
 
     def __init__(
-        self, classifier: Classifier, picture: Picture, request: Request, batch_size: int, progress: Progress
+        self, classifier: Classifier, picture: Picture, request: Request, batch_size: int | None, progress: Progress
     ) -> None:
         prep = classifier.preprocessing
         clean = prep.frame(picture.image).to(classifier.device).unsqueeze(0)

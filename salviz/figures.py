@@ -65,6 +65,12 @@ def _layout(palette: Palette, height: int) -> dict[str, object]:
     }
 
 
+def magnitude(value: float, unit: str) -> str:
+    """An augmentation's magnitude as people write it: `−67.5°`, `+0.40`."""
+    text = f"{value:+.2f}" if unit == "factor" else f"{value:+.4g} {unit}"
+    return text.strip().replace("-", "−").replace(" °", "°")
+
+
 def similarity_against_magnitude(
     magnitudes: Sequence[float],
     similarities: Sequence[float],
@@ -113,8 +119,8 @@ def similarity_against_magnitude(
                 mode="markers",
                 name=name,
                 marker={"color": colour, "symbol": symbol, "size": 8},
-                customdata=[predictions[i] for i in chosen],
-                hovertemplate="%{x:g} " + unit + ": SSIM %{y:.2f}<br>%{customdata}<extra></extra>",
+                customdata=[[magnitude(magnitudes[i], unit), predictions[i]] for i in chosen],
+                hovertemplate="%{customdata[0]}: SSIM %{y:.2f}<br>%{customdata[1]}<extra></extra>",
             )
         )
     if values[current] is not None:
@@ -201,6 +207,6 @@ def agreement(
     numbered = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
     figure.update_xaxes(visible=False, fixedrange=True, row=1, col=1)
     figure.update_yaxes(**axis, autorange="reversed", showticklabels=False, zeroline=False, row=1, col=1)
-    figure.update_xaxes(**axis, ticktext=numbers, side="top", zeroline=False, row=1, col=2)
+    figure.update_xaxes(**axis, ticktext=numbers, tickangle=0, side="top", zeroline=False, row=1, col=2)
     figure.update_yaxes(**axis, ticktext=numbered, side="right", showticklabels=True, zeroline=False, row=1, col=2)
     return figure

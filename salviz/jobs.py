@@ -140,6 +140,9 @@ class JobRunner:
             if job is not None and job.look(watcher):
                 return job
             job = Job(key)
+            stopped = self._kept.get(_stopped(key))
+            # What the one before had found is shown until this one has found more.
+            job.partial = stopped[0].partial if stopped else None
             job.look(watcher)
             self._open[key] = job
             self._pool.submit(self._run, job, task)

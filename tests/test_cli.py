@@ -236,6 +236,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
         (["explain", "a.png", "--opacity", "3"], "--opacity: must be a number from 0 to 1, not '3'"),
         (["explain", "a.png", "--batch-size", "0"], "a whole number from 1"),
         (["explain", "a.png", "--seed", "x"], "a whole number from 0"),
+        (["explain", "a.png", "--method", "edge", "--method", "random"], "--method: can be given once only"),
         (["explain", "a.png", "--colour", "x"], "nrecognized arguments: --colour x"),
     ],
 )

@@ -183,6 +183,23 @@ def test_a_result_takes_the_place_of_what_a_stopped_job_had_found(runner: JobRun
     assert runner.peek("a") == "y" * 60
 
 
+def test_what_a_stopped_job_had_found_stays_until_its_successor_has_found_more(runner: JobRunner) -> None:
+    first = Gate(partial="half")
+    job = runner.submit("a", first, watcher="w")
+    assert first.started.wait(SECONDS)
+    job.leave("w")
+    first.go.set()
+    assert job.finished.wait(SECONDS)
+    second = Gate()
+    job = runner.submit("a", second, watcher="w")
+    assert second.started.wait(SECONDS)
+    assert job.partial == runner.peek("a") == "half"
+    assert job.published == 0
+    second.go.set()
+    assert job.finished.wait(SECONDS)
+    assert runner.peek("a") == "result"
+
+
 def test_nothing_is_known_of_what_nobody_asked_for(runner: JobRunner) -> None:
     assert runner.peek("a") is None
     assert not runner.is_done("a")

@@ -51,7 +51,7 @@ class Parameter:
     step: float | None = None
 
     def check(self, value: Any) -> Value:
-        """The value in the default's type.
+        """The value in the default's type; of a number or a switch its text will do.
 
         Raises:
             MethodError: Wrong type, outside the range or not among the choices.
@@ -63,9 +63,11 @@ class Parameter:
         if isinstance(self.default, str):
             return str(value)
         if isinstance(self.default, bool):
-            if not isinstance(value, bool):
+            known = {"true": True, "false": False}
+            found = known.get(value.lower()) if isinstance(value, str) else value
+            if not isinstance(found, bool):
                 raise MethodError(f"{self.name} must be true or false, not {value!r}.")
-            return value
+            return found
         kind = int if isinstance(self.default, int) else float
         try:
             # Adding zero turns -0.0 into 0.0, so that both have one digest.

@@ -13,40 +13,37 @@ import streamlit as st
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_CSS = """
-div[aria-busy] {
-  border-radius: 4px;
-  background: var(--st-secondary-background-color);
-}
-"""
-
 # The pictures are decoded and painted a few frames after they were put on the page.
 _JS = """
 export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
-  if (parentElement.querySelector("div[aria-busy]")) return;
-  const box = document.createElement("div");
-  box.setAttribute("aria-busy", "true");
-  box.style.height = `${data.height}px`;
-  parentElement.appendChild(box);
+  const { parentElement, setTriggerValue } = component;
+  if (parentElement.isAsked) return;
+  parentElement.isAsked = true;
   requestAnimationFrame(() => setTimeout(() => setTriggerValue("shown", true), 300));
 }
 """
 
 
-@st.fragment
 def chart(figure: go.Figure, *, key: str, alt: str) -> None:
-    """Draw a chart.
+    """Draw a chart, or keep its place until `after_first_paint` has the page drawn again.
 
     Args:
-        figure: With its height, which is kept free until it is drawn.
+        figure: With its height.
         key: Of the element.
         alt: What it shows.
     """
     if st.session_state.get("_painted"):
         st.plotly_chart(figure, theme=None, key=key, config={"displayModeBar": False}, alt=alt)
     else:
-        _component()(key=f"{key}.place", data={"height": figure.layout.height}, on_shown_change=_painted)
+        st.skeleton(figure.layout.height)
+        st.session_state["_has_place"] = True
+
+
+def after_first_paint() -> None:
+    """At the end of a page: where a chart waits for it, have the page drawn again once it is on screen."""
+    # The whole page, not a part of it: what the person does at the same moment becomes the same run.
+    if st.session_state.get("_has_place") and not st.session_state.get("_painted"):
+        _component()(key="first_paint", on_shown_change=_painted)
 
 
 def _painted() -> None:
@@ -56,4 +53,4 @@ def _painted() -> None:
 @st.cache_resource(show_spinner=False)
 def _component() -> Any:
     """Registered once a server: registering again under the same name logs a warning."""
-    return st.components.v2.component("salviz.chart_place", css=_CSS, js=_JS)
+    return st.components.v2.component("salviz.first_paint", js=_JS)

@@ -178,7 +178,8 @@ def _text(view: View, place: int, row: Exploration, shared: Exploration | None, 
     probability = float(row.probabilities[0, int(row.classes[0])])
     lines = [f"**{title}**"]
     if view.chosen.kind != "classes":
-        lines.append(f"{panels.plain(_class_name(view, row))} ({probability:.2f})")
+        name, rival = _explained(view, row)
+        lines.append(f"{name} ({probability:.2f}){rival}")
     else:
         lines.append(f"probability {probability:.2f}")
     width, height = row.grid
@@ -203,10 +204,10 @@ def _duration(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def _class_name(view: View, row: Exploration) -> str:
+def _explained(view: View, row: Exploration) -> tuple[str, str]:
     labels = view.chosen.loaded[row.request.weights].classifier.labels
-    name = str(labels.short(int(row.classes[0])))
-    return name if row.rivals is None else f"{name} rather than {labels.short(int(row.rivals[0]))}"
+    name, rival = panels.explained(row, labels.short)
+    return panels.plain(name), panels.plain(rival)
 
 
 def _title(view: View, row: Exploration) -> str:
@@ -214,7 +215,7 @@ def _title(view: View, row: Exploration) -> str:
         return str(_card(row.request).title)
     if view.chosen.kind == "models":
         return panels.plain(view.chosen.loaded[row.request.weights].classifier.title)
-    return panels.plain(_class_name(view, row))
+    return "".join(_explained(view, row))
 
 
 def _open(request: Request) -> None:
@@ -223,7 +224,10 @@ def _open(request: Request) -> None:
     st.session_state["model"] = request.classifier
     if request.target is not None:
         st.session_state["target"] = request.target
-    st.session_state["_settings"] = {name: str(value) for name, value in request.parameters}
+    defaults = _card(request).check_parameters(None)
+    st.session_state["_settings"] = {
+        name: state.text(value) for name, value in request.parameters if value != defaults[name]
+    }
     st.session_state["_switch"] = "explore"
 
 

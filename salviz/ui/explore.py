@@ -15,6 +15,8 @@ from salviz.ui.variants import variants
 from salviz.ui.view import SLOT, Shown, View
 
 if TYPE_CHECKING:
+    from salviz.exploration import Exploration
+    from salviz.metrics.cose import CoseResult
     from salviz.render import Display
 
 
@@ -65,6 +67,7 @@ def _downloads(shown: Shown) -> None:
         "Download",
         icon=":material/download:",
         disabled=not exploration.is_complete,
+        help=None if exploration.is_complete else "Once all variants are there.",
         key="download",
         on_change="rerun",
     )
@@ -132,8 +135,9 @@ def _facts(shown: Shown | None) -> None:
     height, width = exploration.grid
     where = f" at layer `{exploration.layer}`" if exploration.layer else ""
     probability = float(exploration.probabilities[0, int(exploration.classes[0])])
+    name, rival = panels.explained(exploration, shown.name)
     parts = [
-        f"Explains **{shown.explained}** ({probability:.2f})",
+        f"Explains **{name}** ({probability:.2f}){rival}",
         f"{shown.card.title}{where}, native {width} × {height}",
         f"{panels.counted(round(exploration.passes), 'pass', 'passes')} in {exploration.seconds:.1f} s",
     ]
@@ -141,10 +145,16 @@ def _facts(shown: Shown | None) -> None:
         parts.append(f"standard error {panels.share(float(exploration.standard_error[0]))} of its spread")
     if exploration.completeness is not None:
         parts.append(f"completeness error {format_value(float(exploration.completeness[0]))}")
-    values = exploration.native_map(is_signed=False)
-    if float(values.max()) == float(values.min()):
+    if _is_flat(exploration, is_signed=True):
         parts.append("the map is flat: no place counts more than another")
+    elif _is_flat(exploration, is_signed=False):
+        parts.append("no place speaks for it: see “For and against” under Display")
     st.caption(" · ".join([*parts, *shown.picture.notes]))
+
+
+def _is_flat(exploration: Exploration, *, is_signed: bool) -> bool:
+    values = exploration.native_map(is_signed=is_signed)
+    return float(values.max()) == float(values.min())
 
 
 def empty(view: View) -> None:
@@ -239,6 +249,33 @@ def _explain(index: int) -> None:
     st.session_state["_whole"] = True
 
 
+def _why_undefined(shown: Shown, result: CoseResult, *, is_awaited: bool) -> tuple[str, str, str]:
+    """Why consistency, sensitivity and COSE are undefined, each for the case that it is; and what to try."""
+    exploration, request = shown.exploration, shown.exploration.request
+    again = "For the same reason."
+    if is_awaited:
+        return "The variants are still to come.", "", ""
+    if not exploration.is_complete and not exploration.variants:
+        return "The work was stopped before the variants.", again, again
+    if request.label is not None and int(exploration.predicted[0]) != request.label:
+        wrong = f"The clean prediction is not {shown.name(request.label)}, and COSE counts only images that are "
+        return f"{wrong}classified rightly.", again, again
+    flat = "The maps are flat: they have no similarity."
+    stays = "No augmentation left the prediction as it was. Choose more or milder augmentations."
+    turns = "No augmentation and no changed model changed the prediction. Try the paper's 48 or the untrained twin."
+    if not request.variants:
+        stays = "No augmentation is chosen. Choose some under Augmentations."
+        turns = again if not request.changes else turns
+    root = "It needs both consistency and sensitivity."
+    if result.consistency.value < 0:
+        root = "Consistency is negative, and has no root."
+    return (
+        flat if result.consistency.undefined else stays,
+        flat if result.sensitivity.undefined else turns,
+        root,
+    )
+
+
 def _scores(shown: Shown, *, is_running: bool) -> None:
     from salviz.metrics import cose
     from salviz.scores import scores
@@ -246,25 +283,7 @@ def _scores(shown: Shown, *, is_running: bool) -> None:
     exploration, request = shown.exploration, shown.exploration.request
     result = scores(exploration)
     is_awaited = is_running and not exploration.is_complete
-    reasons = [
-        "No augmentation left the prediction as it was. Choose more or milder augmentations.",
-        "No augmentation and no changed model changed the prediction. Try the paper's 48 or the untrained twin.",
-        "It needs both consistency and sensitivity.",
-    ]
-    if is_awaited:
-        reasons = ["The variants are still to come.", "", ""]
-    elif not exploration.is_complete and not exploration.variants:
-        reasons = ["The work was stopped before the variants.", "For the same reason.", "For the same reason."]
-    elif request.label is not None and int(exploration.predicted[0]) != request.label:
-        # Said once: all three are undefined for this reason.
-        reasons = [
-            f"The clean prediction is not {shown.name(request.label)}, and COSE counts only images that are "
-            "classified rightly.",
-            "For the same reason.",
-            "For the same reason.",
-        ]
-    elif not request.variants:
-        reasons[0] = "No augmentation is chosen. Choose some under Augmentations."
+    reasons = _why_undefined(shown, result, is_awaited=is_awaited)
     for column, score, card, missing in zip(
         st.columns(3),
         (result.consistency, result.sensitivity, result.cose),

@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from salviz.ui import panels, session, sidebar, state
+from salviz.ui import chart, panels, session, sidebar, state
 
 _ROOT = Path(__file__).parents[2]
 _HEAD_START = 0.7
@@ -52,11 +52,21 @@ def run() -> None:
     pick = sidebar.choose(name)
     if st.session_state.pop("_switch", None):
         # A callback cannot open a page; and before the sidebar is drawn, Streamlit would forget what was picked there.
-        st.switch_page(pages[0])
+        st.switch_page(pages[0], query_params=state.link_parameters("explore"))
     pick.problems[:0] = state.notices()
     st.session_state["_pick"] = pick
     with state.whole_run():
         page.run()
+        chart.after_first_paint()
+        if state.in_doubt():
+            _look_again()
+
+
+@st.fragment(run_every=2 * state.LATENCY_SECONDS)
+def _look_again() -> None:
+    if not state.in_whole_run():
+        state.settle()
+        st.rerun()
 
 
 def guard() -> sidebar.Pick:

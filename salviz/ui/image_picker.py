@@ -53,7 +53,7 @@ def _uploaded() -> Picture | None:
     file = now.get("upload_file")
     if file is None:
         if now.pop("_upload", None) is not None and now["image"] == _UPLOAD:
-            now["image"] = "sample:cat"
+            now["image"] = now.get("_before_upload", "sample:cat")
             # The uploader is empty for a moment while one file takes another's place.
             now["_was_upload"] = True
         return None
@@ -65,6 +65,8 @@ def _uploaded() -> Picture | None:
         try:
             picture = decode(file.getvalue(), max_bytes=UPLOAD_BYTES, name=file.name)
             now["_good_upload"] = picture
+            if now["image"] != _UPLOAD:
+                now["_before_upload"] = now["image"]
             now["image"] = _UPLOAD
         except ImageError as error:
             picture = before if was_shown else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -152,6 +152,17 @@ def number(value: float) -> str:
 def share(value: float) -> str:
     """A share in per cent with two digits, or `unknown`."""
     return "unknown" if math.isnan(value) else f"{100 * value:.2g} %"
+
+
+def explained(exploration: Any, name: Callable[[int], str]) -> tuple[str, str]:
+    """Name of the class that a clean map explains, and what it is against: ` rather than …`, or nothing.
+
+    Args:
+        exploration: With one clean image.
+        name: Short name of a class.
+    """
+    rivals = exploration.rivals
+    return name(int(exploration.classes[0])), "" if rivals is None else f" rather than {name(int(rivals[0]))}"
 
 
 def counted(number: float, one: str, many: str) -> str:

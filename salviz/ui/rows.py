@@ -82,6 +82,8 @@ def _methods() -> list[str]:
         key="methods",
         persist_state="session",
         placeholder="Choose methods",
+        # Else the first offer, which Enter takes, is all that match.
+        select_all=False,
     )
     return chosen
 
@@ -100,6 +102,7 @@ def _models() -> list[str]:
         persist_state="session",
         accept_new_options=True,
         placeholder="Choose models",
+        select_all=False,
         help="Other ids work too: `timm:…`, `torchvision:…`, `hf-hub:…`.",
     )
     return chosen

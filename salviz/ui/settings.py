@@ -88,11 +88,14 @@ def _widget(parameter: Any, key: str) -> Any:
     if isinstance(parameter.default, str):
         return st.text_input(label, key=key, help=parameter.meaning, placeholder="by rule", persist_state="session")
     kind = type(parameter.default)
+    if kind is bool:
+        return st.toggle(label, key=key, help=parameter.meaning, persist_state="session")
     return st.number_input(
         label,
         min_value=kind(parameter.low),
         max_value=kind(parameter.high),
         step=kind(parameter.step or 1),
+        format="%d" if kind is int else "%g",
         key=key,
         help=parameter.meaning,
         persist_state="session",

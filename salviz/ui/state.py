@@ -30,7 +30,8 @@ RACE_SECONDS = 2.0
 """An interaction may still carry the URL from before our last write; older differences are the person's."""
 
 LATENCY_SECONDS = 0.5
-"""So long the same is taken of a run that no widget caused: a poll of progress, or the browser's Back button."""
+"""The same of a run that changed nothing of the pick: the browser's Back button, or a click on something else. Which of
+the two it was, the next look at the address tells (see `in_doubt`)."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,20 @@ def _switch(text: str) -> bool:
     return {"1": True, "0": False}[text] if text in ("0", "1") else bool(_one_of("0", "1")(text))
 
 
+class _PartlyError(ValueError):
+    """Part of a value makes no sense; the rest does."""
+
+    def __init__(self, reason: str, rest: Any) -> None:
+        super().__init__(reason)
+        self.rest = rest
+
+
 def _some_of(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
     def read(text: str) -> list[str]:
         chosen = [part for part in text.split(",") if part]
         unknown = [part for part in chosen if part not in set(known())]
         if unknown:
-            raise ValueError(f"there is no {unknown[0]!r}")
+            raise _PartlyError(f"there is no {unknown[0]!r}", [part for part in chosen if part not in unknown])
         return chosen
 
     return read
@@ -197,9 +206,10 @@ def adopt_url(page: str) -> None:
     current = st.query_params.to_dict()
     before = st.session_state.get("_page", page)
     st.session_state["_page"] = page
-    if before != page:
+    if st.session_state.get("_drawn_page", page) != page:
         # A widget of the other page with the same key is another widget: what a visit never touched would begin anew
-        # as the smallest value, or nothing. Said again, it is taken over.
+        # as the smallest value, or nothing. Said again, it is taken over. Until the page was drawn to its end: a run
+        # that something else cut short may not have come to its widgets.
         for field in FIELDS:
             st.session_state[field.key] = st.session_state[field.key]
     if before != page and not current:
@@ -210,10 +220,13 @@ def adopt_url(page: str) -> None:
     fresh = "_url" not in st.session_state
     if not fresh:
         # Where a widget changed, its message may have left before our URL came; where none did, this is a way back.
-        patience = LATENCY_SECONDS if link_parameters() == written else RACE_SECONDS
+        is_idle = link_parameters() == written
+        patience = LATENCY_SECONDS if is_idle else RACE_SECONDS
         recent = time.monotonic() - st.session_state.get("_url_time", 0.0) < patience
         if current == written or recent:
+            st.session_state["_doubted"] = current if is_idle and current != written else None
             return
+    st.session_state["_doubted"] = None
     st.session_state["_notices"] = []
     for key in ("_noticed", "_turn"):
         st.session_state.pop(key, None)
@@ -225,34 +238,50 @@ def adopt_url(page: str) -> None:
             st.session_state[field.key] = field.read(current[field.key])
         except (ValueError, SalvizError) as error:
             is_plain = "invalid literal" not in str(error) and "could not convert" not in str(error)
-            left_out(field.key, str(error) if is_plain else "it must be a number")
-            st.session_state[field.key] = field.default
+            rest = error.rest if isinstance(error, _PartlyError) else None
+            left_out(field.key, str(error) if is_plain else "it must be a number", is_part=bool(rest))
+            st.session_state[field.key] = rest or field.default
     st.session_state["_settings"] = {
         key.removeprefix(SETTING): value for key, value in current.items() if key.startswith(SETTING)
     }
     st.session_state["_url"] = current
 
 
-def left_out(key: str, reason: str) -> None:
-    """The notice for a part of the link that makes no sense."""
-    notice(f"The link's “{key}” was left out: {reason.rstrip('.')}.")
+def left_out(key: str, reason: str, *, is_part: bool = False) -> None:
+    """The notice for something in the link that makes no sense.
+
+    Args:
+        key: Its name in the link.
+        reason: Why.
+        is_part: Whether the rest of its value was taken.
+    """
+    notice(f"{'Part of the' if is_part else 'The'} link's “{key}” was left out: {reason.rstrip('.')}.")
 
 
 def _fields(page: str) -> list[Field]:
     return [field for field in FIELDS if field.page in ("", page)]
 
 
-def link_parameters() -> dict[str, str]:
-    """What the URL should say: every field of the page that differs from its default."""
+def link_parameters(page: str = "") -> dict[str, str]:
+    """What the URL should say: every field of the page that differs from its default.
+
+    Args:
+        page: Empty for the one that is shown.
+    """
     found = {
         field.key: field.write(st.session_state[field.key])
-        for field in _fields(st.session_state.get("_page", "explore"))
+        for field in _fields(page or st.session_state.get("_page", "explore"))
         if field.key in st.session_state and st.session_state[field.key] != field.default
     }
     return {
         **found,
-        **{SETTING + key: str(value) for key, value in st.session_state.get("_changed_settings", {}).items()},
+        **{SETTING + key: text(value) for key, value in st.session_state.get("_changed_settings", {}).items()},
     }
+
+
+def text(value: Any) -> str:
+    """A method's setting as links write it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 _in_whole_run: ContextVar[bool] = ContextVar("in_whole_run", default=False)
@@ -266,18 +295,43 @@ def whole_run() -> Iterator[None]:
         yield
     finally:
         _in_whole_run.reset(token)
+    st.session_state["_drawn_page"] = st.session_state["_page"]
     write_url()
+
+
+def in_whole_run() -> bool:
+    """Whether the whole page is being drawn, and not one of its fragments by itself."""
+    return _in_whole_run.get()
 
 
 def write_url() -> None:
     """Let the browser's address bar say what the page shows; called by everything that runs by itself."""
     if _in_whole_run.get():
         return
-    wanted = link_parameters()
-    if wanted != st.query_params.to_dict():
+    wanted, written = link_parameters(), st.session_state.get("_url")
+    if in_doubt() and wanted == written:
+        # Written again, the address would say nothing about where the person went.
+        return
+    st.session_state["_doubted"] = None
+    # The browser may have told us an address that it has left since: what was last written counts too.
+    if wanted != st.query_params.to_dict() or wanted != written:
         st.query_params.from_dict(wanted)
         st.session_state["_url_time"] = time.monotonic()
     st.session_state["_url"] = wanted
+
+
+def in_doubt() -> bool:
+    """Whether the last run had another address than the one just written, which may be old or a way back."""
+    return st.session_state.get("_doubted") is not None
+
+
+def settle() -> None:
+    """End the doubt, a moment later: if the browser is still at the other address, it went back."""
+    doubted = st.session_state.get("_doubted")
+    st.session_state["_doubted"] = None
+    if doubted is not None and st.query_params.to_dict() == doubted:
+        # Then the next run takes it for what it is.
+        st.session_state["_url_time"] = 0.0
 
 
 def settings_of_link() -> dict[str, str] | None:

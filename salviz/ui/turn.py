@@ -39,7 +39,7 @@ def turn(shown: Shown) -> None:
         card.description,
         magnitudes,
         key="at",
-        format_func=lambda value: _magnitude(value, card.unit),
+        format_func=lambda value: figures.magnitude(value, card.unit),
         persist_state="session",
     )
     state.write_url()
@@ -108,9 +108,3 @@ def turn(shown: Shown) -> None:
         st.caption(
             "A map that follows the change stays near 1 while the prediction is kept. The ring marks the slider."
         )
-
-
-def _magnitude(value: float, unit: str) -> str:
-    if unit == "factor":
-        return f"{value:+.2f}".replace("-", "−")
-    return f"{value:+.4g} {unit}".replace("-", "−").replace(" °", "°")

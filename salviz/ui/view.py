@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from salviz.images import Picture
-from salviz.ui import follow, session
+from salviz.ui import follow, panels, session
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ class Shown:
     @property
     def explained(self) -> str:
         """Short name of the class the clean map explains; of both in a contrast."""
-        name = self.name(int(self.exploration.classes[0]))
-        if self.exploration.rivals is None:
-            return name
-        return f"{name} rather than {self.name(int(self.exploration.rivals[0]))}"
+        return "".join(panels.explained(self.exploration, self.name))
 
 
 @dataclass

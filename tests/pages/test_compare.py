@@ -139,6 +139,13 @@ def test_bad_parts_of_a_link_are_left_out(compare: Open) -> None:
     assert "left out" in texts(app)
 
 
+def test_what_makes_sense_of_a_list_is_taken(compare: Open) -> None:
+    app = compare(methods="edge,nonesuch,random")
+    assert row_titles(app) == ["Edge detector (control)", "Random (control)"]
+    assert "Part of the link's “methods” was left out: there is no 'nonesuch'." in texts(app)
+    assert app.query_params["methods"] == "edge,random"
+
+
 def test_the_pick_goes_along_from_page_to_page(compare: Open) -> None:
     app = compare(methods="edge", image="sample:espresso")
     app.query_params.clear()

@@ -519,6 +519,50 @@ def test_a_link_holds_the_settings_of_a_method(visit: Visit, tiny: str) -> None:
     assert "set.samples" not in app.query_params
 
 
+def _settings_of_all() -> None:
+    import streamlit as st
+
+    from salviz.methods import METHODS
+    from salviz.ui import settings
+
+    st.session_state["found"] = {id: settings._parameters(method.card) for id, method in METHODS.items()}
+
+
+def test_every_setting_begins_at_its_default() -> None:
+    from salviz.methods import METHODS
+
+    app = AppTest.from_function(_settings_of_all).run()
+    assert not app.exception
+    assert app.session_state["found"] == {id: method.card.check_parameters(None) for id, method in METHODS.items()}
+    switches = [p for method in METHODS.values() for p in method.card.parameters if isinstance(p.default, bool)]
+    assert len(app.toggle) == len(switches) > 0
+
+
+def test_a_switch_of_a_method_travels(visit: Visit) -> None:
+    app = visit(aug="flip_lr", method="eigen_cam", **{"set.centre": "True"})
+    assert works(app)
+    assert "left out" not in markdown_of(app)
+    assert app.query_params["set.centre"] == "true"
+    app.sidebar.toggle(key="eigen_cam.centre").set_value(False).run()
+    assert works(app)
+    assert "set.centre" not in app.query_params
+
+
+def test_scores_of_flat_maps_say_so(visit: Visit) -> None:
+    app = visit(method="constant")
+    assert works(app)
+    assert metrics_of(app)["Consistency"] == "undefined"
+    assert "The maps are flat: they have no similarity." in markdown_of(app)
+    assert "No augmentation" not in markdown_of(app)
+
+
+def test_without_changes_nothing_is_advised_that_would_not_help(visit: Visit) -> None:
+    app = visit(aug="", twin="0", draw="paper")
+    assert works(app)
+    assert "No augmentation is chosen" in markdown_of(app)
+    assert "Try the paper's 48" not in markdown_of(app)
+
+
 def test_the_target_is_told_by_index(visit: Visit) -> None:
     app = visit(aug="flip_lr", target="281")
     assert works(app)
