@@ -36,13 +36,12 @@ def chart(figure: go.Figure, *, key: str, alt: str) -> None:
         st.plotly_chart(figure, theme=None, key=key, config={"displayModeBar": False}, alt=alt)
     else:
         st.skeleton(figure.layout.height)
-        st.session_state["_has_place"] = True
 
 
 def after_first_paint() -> None:
-    """At the end of a page: where a chart waits for it, have the page drawn again once it is on screen."""
+    """At the end of a visit's first page: have it drawn again, with its charts, once it is on screen."""
     # The whole page, not a part of it: what the person does at the same moment becomes the same run.
-    if st.session_state.get("_has_place") and not st.session_state.get("_painted"):
+    if not st.session_state.get("_painted"):
         _component()(key="first_paint", on_shown_change=_painted)
 
 

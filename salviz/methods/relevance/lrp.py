@@ -171,7 +171,7 @@ def _refusal(classifier: Classifier) -> str | None:
         ),
         explains_predicted=True,
         failures="The map depends on the rules as much as on the net; rules that favour positive weights hardly depend "
-        "on the class.",
+        "on the class. Biases can keep most of the score: the completeness error says how much.",
         refusal=_refusal,
         needs="layers that have a rule",
     )
