@@ -13,13 +13,26 @@ import streamlit as st
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# The pictures are decoded and painted a few frames after they were put on the page.
+# Parts of a page come one after the other, on a slow machine over seconds: it is on screen once nothing more has come
+# for a while.
 _JS = """
 export default function (component) {
   const { parentElement, setTriggerValue } = component;
   if (parentElement.isAsked) return;
   parentElement.isAsked = true;
-  requestAnimationFrame(() => setTimeout(() => setTriggerValue("shown", true), 300));
+  const tell = () => {
+    observer.disconnect();
+    clearTimeout(pause);
+    clearTimeout(limit);
+    setTriggerValue("shown", true);
+  };
+  let pause = setTimeout(tell, 400);
+  const limit = setTimeout(tell, 8000);
+  const observer = new MutationObserver(() => {
+    clearTimeout(pause);
+    pause = setTimeout(tell, 400);
+  });
+  observer.observe(document.body, { childList: true, subtree: true });
 }
 """
 

@@ -264,6 +264,8 @@ def test_equal_picks_share_one_job_and_cancel_is_ones_own(server: Server, open_p
     first, second = open_page(link), open_page(link)
     for page in (first, second):
         expect(page.get_by_text("Occlusion will take about")).to_be_visible()
+        # A page that is drawn again while the other's work is on joins it without being asked.
+        expect(page.locator(".st-key-first_paint")).to_have_count(0)
     first.get_by_role("button", name="Compute").click()
     progress = first.get_by_text(PASSES)
     expect(progress).to_have_text(re.compile(r"[1-9]\d* of"))
