@@ -10,7 +10,6 @@ import streamlit as st
 
 from salviz.overlay import format_value
 from salviz.ui import clickable, display, drawn, follow, panels, rows, state
-from salviz.ui.chart import chart
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -245,9 +244,11 @@ def agreement(view: View) -> None:
     found = comparison.agreement
     values = found.spearman if measure == "spearman" else found.ssim
     titles = [_title(view, row) for row in shown]
-    chart(
+    st.plotly_chart(
         figures.agreement(titles, values.tolist(), found.tree(), measure=measure, theme=panels.theme()),
+        theme=None,
         key="agreement",
+        config={"displayModeBar": False},
         alt=f"{measure} of every pair of maps: "
         + "; ".join(
             f"{a} and {b} {panels.number(float(values[i, j]))}"

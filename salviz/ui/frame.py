@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
-from salviz.ui import chart, panels, session, sidebar, state
+from salviz.ui import panels, session, sidebar, state
 
 _ROOT = Path(__file__).parents[2]
 _HEAD_START = 0.7
@@ -57,7 +57,6 @@ def run() -> None:
     st.session_state["_pick"] = pick
     with state.whole_run():
         page.run()
-        chart.after_first_paint()
         if state.in_doubt():
             _look_again()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import streamlit as st
 
 from salviz.ui import display, drawn, follow, panels, state
-from salviz.ui.chart import chart
 from salviz.ui.view import Shown
 
 _SLOT = "turn"
@@ -104,7 +103,13 @@ def turn(shown: Shown) -> None:
         theme=panels.theme(),
     )
     with columns[2]:
-        chart(figure, key="turn_chart", alt=f"SSIM of the map laid back against {card.title.lower()}")
+        st.plotly_chart(
+            figure,
+            theme=None,
+            key="turn_chart",
+            config={"displayModeBar": False},
+            alt=f"SSIM of the map laid back against {card.title.lower()}",
+        )
         st.caption(
             "A map that follows the change stays near 1 while the prediction is kept. The ring marks the slider."
         )

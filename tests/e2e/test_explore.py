@@ -264,8 +264,6 @@ def test_equal_picks_share_one_job_and_cancel_is_ones_own(server: Server, open_p
     first, second = open_page(link), open_page(link)
     for page in (first, second):
         expect(page.get_by_text("Occlusion will take about")).to_be_visible()
-        # A page that is drawn again while the other's work is on joins it without being asked.
-        expect(page.locator(".st-key-first_paint")).to_have_count(0)
     first.get_by_role("button", name="Compute").click()
     progress = first.get_by_text(PASSES)
     expect(progress).to_have_text(re.compile(r"[1-9]\d* of"))
@@ -460,27 +458,3 @@ def test_a_page_from_cache_answers_soon(server: Server, open_page: Open) -> None
     print(f"cached map visible after {sorted(times)} s")
     # Three times the one second aimed at: other work on the machine must not fail this.
     assert min(times) < 3
-
-
-def test_the_chart_library_comes_after_the_pictures(server: Server, open_page: Open) -> None:
-    page = open_page("about:blank")
-    page.add_init_script(
-        """new MutationObserver((_, observer) => {
-             if (!document.querySelector('img[alt*="over the photograph"]')) return;
-             window.seen = performance.now();
-             observer.disconnect();
-           }).observe(document, {subtree: true, childList: true})"""
-    )
-    page.goto(server.url)
-    expect(page.locator(".js-plotly-plot")).to_be_visible()
-    asked = page.evaluate(
-        """performance.getEntriesByType("resource").filter(entry => entry.name.includes("PlotlyChart"))
-             .map(entry => entry.startTime)"""
-    )
-    assert len(asked) == 1
-    assert page.evaluate("window.seen") < asked[0]
-    # In the same visit a chart is drawn with the rest.
-    page.locator(".st-key-turn").get_by_text("Brightness").click()
-    settled(page)
-    expect(page.locator(".js-plotly-plot")).to_be_visible()
-    assert page.locator('[data-testid="stSkeleton"]').count() == 0
