@@ -13,6 +13,9 @@ Progress = Callable[[int, int], None]
 
 Found = TypeVar("Found")
 
+_FEW = 8
+"""Images in a pass of a CPU."""
+
 
 def fitting(device: torch.device) -> int:
     """Images in one model pass where nobody says how many.
@@ -20,7 +23,7 @@ def fitting(device: torch.device) -> int:
     On a CPU the activations of more images only wait for memory: passes of eight are faster, image by image, than
     passes of sixteen.
     """
-    return 8 if device.type == "cpu" else 32
+    return _FEW if device.type == "cpu" else 32
 
 
 def silent(done: int, total: int) -> None:
@@ -39,7 +42,7 @@ class Work:
     """
 
     total: int = 0
-    batch_size: int = 16
+    batch_size: int = _FEW
     progress: Progress = silent
     done: int = field(default=0)
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)

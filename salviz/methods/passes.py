@@ -150,6 +150,16 @@ def blank_like(classifier: Classifier, x: Tensor, colour: str) -> Tensor:
     return torch.zeros_like(x)
 
 
+def blank_logits(classifier: Classifier, blank: Tensor, work: Work) -> Tensor:
+    """Float32 logits `(N, K)` of what `blank_like` made: all are alike, so one is asked.
+
+    Counted as a pass an image, as a single image takes.
+    """
+    logits = classifier.predict(blank[:1]).expand(len(blank), -1)
+    work.tick(len(blank))
+    return logits
+
+
 def gaussian_noise(x: Tensor, level: float, generators: Sequence[torch.Generator]) -> Tensor:
     """Noise for one more copy of every image, from each image's own stream.
 

@@ -188,8 +188,7 @@ def _text(view: View, place: int, row: Exploration, shared: Exploration | None, 
         lines.append(f"standard error {panels.share(float(row.standard_error[0]))} of its spread")
     if row.completeness is not None:
         lines.append(f"completeness error {format_value(float(row.completeness[0]))}")
-    if bool(row.raw.amax() == row.raw.amin()):
-        lines.append("flat: no place counts more than another")
+    lines += panels.flatness(row)
     if place:
         found = comparison.agreement
         spearman, ssim = float(found.spearman[place, place - 1]), float(found.ssim[place, place - 1])

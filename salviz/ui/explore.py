@@ -15,7 +15,6 @@ from salviz.ui.variants import variants
 from salviz.ui.view import SLOT, Shown, View
 
 if TYPE_CHECKING:
-    from salviz.exploration import Exploration
     from salviz.metrics.cose import CoseResult
     from salviz.render import Display
 
@@ -145,16 +144,8 @@ def _facts(shown: Shown | None) -> None:
         parts.append(f"standard error {panels.share(float(exploration.standard_error[0]))} of its spread")
     if exploration.completeness is not None:
         parts.append(f"completeness error {format_value(float(exploration.completeness[0]))}")
-    if _is_flat(exploration, is_signed=True):
-        parts.append("the map is flat: no place counts more than another")
-    elif _is_flat(exploration, is_signed=False):
-        parts.append("no place speaks for it: see “For and against” under Display")
+    parts += panels.flatness(exploration)
     st.caption(" · ".join([*parts, *shown.picture.notes]))
-
-
-def _is_flat(exploration: Exploration, *, is_signed: bool) -> bool:
-    values = exploration.native_map(is_signed=is_signed)
-    return float(values.max()) == float(values.min())
 
 
 def empty(view: View) -> None:

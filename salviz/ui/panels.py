@@ -165,6 +165,18 @@ def explained(exploration: Any, name: Callable[[int], str]) -> tuple[str, str]:
     return name(int(exploration.classes[0])), "" if rivals is None else f" rather than {name(int(rivals[0]))}"
 
 
+def flatness(exploration: Any) -> list[str]:
+    """What to say of a clean map that shows nothing, if it does."""
+    for is_signed, sentence in (
+        (True, "the map is flat: no place counts more than another"),
+        (False, "no place speaks for it: see “For and against” under Display"),
+    ):
+        values = exploration.native_map(is_signed=is_signed)
+        if float(values.max()) == float(values.min()):
+            return [sentence]
+    return []
+
+
 def counted(number: float, one: str, many: str) -> str:
     """`1 pass`, `2 passes`."""
     return f"{number:g} {one if number == 1 else many}"

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
-from salviz.methods.passes import NOISE, blank_like, gaussian_noise, quadrature, score_gradient, shared_logits
+from salviz.methods.passes import (
+    NOISE,
+    blank_like,
+    blank_logits,
+    gaussian_noise,
+    quadrature,
+    score_gradient,
+    shared_logits,
+)
 from salviz.methods.paths.integrated import BASELINE
 from salviz.methods.sampling import CHECK, TOLERANCE, Estimate, unfinished
 from salviz.targets import ClassTarget, Target
@@ -106,8 +114,7 @@ def ig_smoothgrad(
             found.add((end - start) * total, active)
         done += wanted
         active = unfinished(active, found.error(), tolerance)
-    gained = scores.mean - target.score(classifier.predict(blank))
-    work.tick(len(x))
+    gained = scores.mean - target.score(blank_logits(classifier, blank, work))
     return Attribution(
         found.mean,
         completeness=found.mean.sum(dim=(1, 2, 3)) - gained,

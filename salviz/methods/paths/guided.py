@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
-from salviz.methods.passes import blank_like, score_gradient, shared_logits
+from salviz.methods.passes import blank_like, blank_logits, score_gradient, shared_logits
 from salviz.methods.paths.integrated import BASELINE
 from salviz.methods.pieces import pieces
 from salviz.targets import ClassTarget, Target
@@ -202,6 +202,5 @@ def guided_ig(
         total.addcmul_(path.advance(step, gradient), gradient)
     maps = difference * total.view_as(x)
     logits = shared_logits(classifier, x, work)
-    gained = target.score(logits) - target.score(classifier.predict(blank))
-    work.tick(len(x))
+    gained = target.score(logits) - target.score(blank_logits(classifier, blank, work))
     return Attribution(maps, logits, completeness=maps.sum(dim=(1, 2, 3)) - gained)

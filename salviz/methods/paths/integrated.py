@@ -9,7 +9,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
-from salviz.methods.passes import blank_like, shared_logits, straight_gradient
+from salviz.methods.passes import blank_like, blank_logits, shared_logits, straight_gradient
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -64,6 +64,5 @@ def integrated_gradients(
     blank = blank_like(classifier, x, baseline)
     maps = (x - blank) * straight_gradient(classifier, x, blank, target, rule, steps, work)
     logits = shared_logits(classifier, x, work)
-    gained = target.score(logits) - target.score(classifier.predict(blank))
-    work.tick(len(x))
+    gained = target.score(logits) - target.score(blank_logits(classifier, blank, work))
     return Attribution(maps, logits, completeness=maps.sum(dim=(1, 2, 3)) - gained)
