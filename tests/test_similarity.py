@@ -9,7 +9,8 @@ from scipy.ndimage import binary_erosion
 from scipy.stats import pearsonr, rankdata, spearmanr
 from skimage.metrics import structural_similarity
 
-from salviz.similarity import _ranks, pearson, spearman, ssim
+from salviz.similarity import pearson, spearman, ssim
+from salviz.similarity.correlation import _ranks
 from salviz.transforms import Validity, Variant, default_variants, realign
 from tests.golden.cose_inputs import blobs, golden, pair, shift0, variant
 

@@ -1,0 +1,117 @@
+"""Correlations of map pairs: Spearman, Pearson, cosine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from salviz.similarity.pairs import total, validated
+from salviz.transforms.alignment import Validity
+
+
+def spearman(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) -> Tensor:
+    """Spearman's rank correlation of map pairs over their valid pixels; ties get their average rank.
+
+    Args:
+        a: `(N, H, W)` floating point. One map expanded is sorted once.
+        b: `(N, H, W)` like `a`.
+        valid: As for `ssim`, but the masks are not eroded.
+
+    Returns:
+        `(N,)` in [-1, 1]; NaN where a map is constant or anywhere NaN on the valid pixels, or has fewer than
+        two of them.
+
+    Raises:
+        ValueError: If the maps do not match.
+    """
+    pixels, _ = validated(a, b, valid)
+    kept = torch.ones_like(a, dtype=torch.bool) if pixels is None else pixels
+    # Ranks among the kept pixels are centred already, and exactly 0 for a constant map.
+    return _correlation(_ranks(a, kept), _ranks(b, kept))
+
+
+def pearson(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) -> Tensor:
+    """Pearson's correlation of map pairs over their valid pixels.
+
+    Args:
+        a: `(N, H, W)` floating point.
+        b: `(N, H, W)` like `a`.
+        valid: As for `ssim`, but the masks are not eroded.
+
+    Returns:
+        `(N,)` in [-1, 1]; NaN where a map is constant on the valid pixels, not finite, or has fewer than two
+        of them.
+
+    Raises:
+        ValueError: If the maps do not match.
+    """
+    pixels, _ = validated(a, b, valid)
+    kept = torch.ones_like(a, dtype=torch.bool) if pixels is None else pixels
+    return _correlation(_deviations(a, kept), _deviations(b, kept))
+
+
+def cosine(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) -> Tensor:
+    """Cosine of the angle between map pairs over their valid pixels: Pearson's correlation without centring.
+
+    Args:
+        a: `(N, H, W)` floating point.
+        b: `(N, H, W)` like `a`.
+        valid: As for `ssim`, but the masks are not eroded.
+
+    Returns:
+        `(N,)` in [-1, 1]; NaN where a map is 0 on the valid pixels or not finite.
+
+    Raises:
+        ValueError: If the maps do not match.
+    """
+    pixels, _ = validated(a, b, valid)
+    x, y = (m if pixels is None else torch.where(pixels, m, 0.0) for m in (a, b))
+    # In units of the largest value: squares of raw gradients would underflow.
+    return _correlation(*(m / m.abs().amax(dim=(1, 2), keepdim=True) for m in (x, y)))
+
+
+def _ranks(maps: Tensor, kept: Tensor) -> Tensor:
+    """Average ranks among the kept pixels, centred and divided by their number: `(N, H, W)` in [-0.5, 0.5].
+
+    One sort of each whole map serves every mask: a rank is a count of kept pixels along that order. 0 for
+    pixels that are not kept, NaN for kept ones that are NaN.
+    """
+    count, height, width = maps.shape
+    # An expanded map has stride 0: the same values for every pair, so one sort.
+    once = maps[:1] if count > 1 and maps.stride(0) == 0 else maps
+    values, order = once.flatten(1).sort(dim=1)
+    order = order.expand(count, -1)
+    running = kept.flatten(1).gather(1, order).cumsum(dim=1, dtype=torch.int32)
+    step = values[:, 1:] != values[:, :-1]
+    edge = torch.ones_like(step[:, :1])
+    # Positions where a run of equal values starts and ends, carried to every member of the run.
+    place = torch.arange(values.shape[1], device=maps.device)
+    first = torch.where(torch.cat((edge, step), 1), place, 0).cummax(dim=1).values
+    last_place = torch.where(torch.cat((step, edge), 1), place, values.shape[1] - 1)
+    last = last_place.flip(1).cummin(dim=1).values.flip(1)
+    up_to = running.gather(1, last.expand(count, -1))
+    below = running.gather(1, (first - 1).clamp(min=0).expand(count, -1)).masked_fill(first == 0, 0)
+    total = running[:, -1:]
+    # The average rank is (below + 1 + up_to) / 2 and their mean (total + 1) / 2: whole numbers until the
+    # division.
+    centred = (below + up_to - total).to(maps.dtype) / (2 * total).to(maps.dtype)
+    ranks = torch.empty_like(centred).scatter_(1, order, centred).view(count, height, width)
+    return torch.where(kept, torch.where(torch.isnan(maps), torch.nan, ranks), 0.0)
+
+
+def _deviations(maps: Tensor, kept: Tensor) -> Tensor:
+    """Deviations from the kept pixels' mean, at most 1 and 0 elsewhere; NaN for constant maps."""
+    number = kept.sum(dim=(1, 2), keepdim=True)
+    mean = total(torch.where(kept, maps, 0.0)).view(-1, 1, 1) / number
+    deviations = torch.where(kept, maps - mean, 0.0)
+    # Compared as they are, because the deviations of a constant map need not round to 0.
+    high = torch.where(kept, maps, -torch.inf).amax(dim=(1, 2), keepdim=True)
+    low = torch.where(kept, maps, torch.inf).amin(dim=(1, 2), keepdim=True)
+    largest = deviations.abs().amax(dim=(1, 2), keepdim=True)
+    return torch.where(high > low, deviations / largest, torch.nan)
+
+
+def _correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Correlation of centred values, `(N,)`; NaN where either is all 0."""
+    product, xx, yy = (total(p * q) for p, q in ((x, y), (x, x), (y, y)))
+    return (product / (xx.sqrt() * yy.sqrt())).clamp(-1, 1)
