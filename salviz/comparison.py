@@ -80,18 +80,22 @@ class Agreement:
     spearman: NDArray[np.float64]
     ssim: NDArray[np.float64]
 
-    def tree(self) -> Tree | None:
-        """Average linkage of the distances 1 - Spearman, with leaves in the order that puts the alike together.
+    def tree(self, measure: str = "spearman") -> Tree | None:
+        """Average linkage of the distances 1 - agreement, with leaves in the order that puts the alike together.
+
+        Args:
+            measure: `spearman` or `ssim`.
 
         Returns:
-            None with fewer than two rows or where a correlation is undefined.
+            None with fewer than two rows or where an agreement is undefined.
         """
         from scipy.cluster.hierarchy import dendrogram, linkage
         from scipy.spatial.distance import squareform
 
-        if len(self.spearman) < 2 or not np.isfinite(self.spearman).all():
+        values = self.spearman if measure == "spearman" else self.ssim
+        if len(values) < 2 or not np.isfinite(values).all():
             return None
-        distances = np.clip(1 - self.spearman, 0, 2)
+        distances = np.clip(1 - values, 0, 2)
         np.fill_diagonal(distances, 0)
         joined = linkage(squareform(distances, checks=False), method="average", optimal_ordering=True)
         drawn = dendrogram(joined, no_plot=True)

@@ -15,6 +15,10 @@ class ClassifierError(SalvizError):
     """A classifier that cannot be found, fetched, trusted or built."""
 
 
+class DataError(SalvizError):
+    """A set of images that is missing, damaged or not the one expected."""
+
+
 class MethodError(SalvizError):
     """A saliency method that is unknown, wrongly parametrised, or cannot explain this classifier."""
 

@@ -20,8 +20,9 @@ PAGES = sorted((ROOT / "pages").glob("*.py"))
 # A new one is added here, at the lowest place that holds everything it needs.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"salviz", "errors"}),
-    frozenset({"colormaps", "images", "classifiers", "metrics", "jobs", "seeds", "work"}),
-    frozenset({"changes", "overlay", "targets", "transforms"}),
+    frozenset({"colormaps", "datasets", "images", "metrics", "jobs", "seeds", "work"}),
+    frozenset({"classifiers"}),
+    frozenset({"changes", "overlay", "targets", "training", "transforms"}),
     frozenset({"methods", "similarity"}),
     frozenset({"maps", "engine", "request"}),
     frozenset({"explaining", "exploration", "support"}),
@@ -172,6 +173,24 @@ def test_every_page_is_guarded_first(path: Path) -> None:
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
     assert name == "guard"
     assert any(module.startswith("salviz.ui") for module in own_imports(path))
+
+
+WIDGETS = {
+    "selectbox", "multiselect", "slider", "select_slider", "toggle", "number_input", "text_input", "segmented_control",
+    "pills",
+}  # fmt: skip
+
+
+def test_every_widget_of_the_pick_persists() -> None:
+    """What a link says must reach a widget whose code the browser is still loading (see `ui.state`)."""
+    found = 0
+    for path in (ROOT / "salviz" / "ui").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in WIDGETS:
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                found += 1
+                assert given.get("persist_state") == "'session'" or given.get("disabled") == "True", (path.name, given)
+    assert found > 15
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -244,6 +244,10 @@ def test_the_tree_joins_what_agrees() -> None:
     assert len(tree.branches) == 3
     np.testing.assert_allclose(tree.linkage[0, 2], 1 - rank[~np.eye(4, dtype=bool)].max(), atol=1e-12)
     assert len(set(fcluster(tree.linkage, 2, "maxclust"))) == 2
+    other = found.agreement.tree("ssim")
+    assert other is not None
+    alike = found.agreement.ssim
+    np.testing.assert_allclose(other.linkage[0, 2], 1 - alike[~np.eye(4, dtype=bool)].max(), atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Architectures by name, `timm:<name>` and `torchvision:<name>`: finding them, building them untrained."""
+"""Architectures by name, `timm:<name>`, `torchvision:<name>`, `salviz:<name>`, and how they are built."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from salviz.classifiers.preprocessing import Preprocessing
+from salviz.classifiers.small import SIZE, SMALL
 from salviz.errors import ClassifierError
 
 # Where torchvision keeps one row a class. Of several that a model has, the first here is the last
@@ -121,7 +122,7 @@ class Architecture:
     """Something to load weights into.
 
     Attributes:
-        id: `timm:<name>` or `torchvision:<name>`.
+        id: `timm:<name>`, `torchvision:<name>` or `salviz:<name>`.
         preprocessing: Of its published weights; the usual one where there are none.
         head: Names of the tensors that hold one row a class, the most likely first.
     """
@@ -142,6 +143,8 @@ class Architecture:
         """
         library, name = self.id.split(":", 1)
         try:
+            if library == "salviz":
+                return SMALL[name][0](classes)
             if library == "torchvision":
                 import torchvision.models
 
@@ -161,10 +164,10 @@ def find_architecture(id: str) -> Architecture:
     """An architecture by its id.
 
     Args:
-        id: `timm:<name>` or `torchvision:<name>`.
+        id: `timm:<name>`, `torchvision:<name>` or `salviz:<name>`.
 
     Raises:
-        ClassifierError: Neither library, or no such name.
+        ClassifierError: Another library, or no such name.
     """
     library, _, name = id.partition(":")
     if library == "timm":
@@ -183,4 +186,9 @@ def find_architecture(id: str) -> Architecture:
             Preprocessing.from_torchvision(weights.transforms()),
             _TORCHVISION_HEADS,
         )
+    if library == "salviz":
+        if name not in SMALL:
+            known = " and ".join(f"salviz:{key}" for key in SMALL)
+            raise ClassifierError(f"Salviz has no architecture {name!r} of its own; there are {known}.")
+        return Architecture(id, Preprocessing.plain(SIZE), (SMALL[name][1],))
     raise ClassifierError(f"{id!r} does not name an architecture; write it as timm:<name> or torchvision:<name>.")

@@ -29,7 +29,7 @@ def draft_file(id: str, *, architecture: str | None = None) -> Draft:
 
     Args:
         id: `path/to/file.safetensors@timm:<name>` (or `@torchvision:<name>`), or the path alone.
-        architecture: `timm:<name>` or `torchvision:<name>`, where the id does not hold it.
+        architecture: `timm:<name>`, `torchvision:<name>` or `salviz:<name>`, where the id does not hold it.
 
     Raises:
         ClassifierError: Not safetensors, missing, damaged, not fitting the architecture, bad metadata.
@@ -78,7 +78,7 @@ def _natural(text: str) -> list[tuple[int, int, str]]:
 def _split(id: str, architecture: str | None) -> tuple[Path, str]:
     """Path and architecture of an id."""
     # From the right, and only where a library's name follows: a folder may have an @ in its name.
-    match = re.fullmatch(r"(?P<path>.+)@(?P<architecture>(?:timm|torchvision):.+)", id)
+    match = re.fullmatch(r"(?P<path>.+)@(?P<architecture>(?:timm|torchvision|salviz):.+)", id)
     text = match["path"] if match else id
     named = match["architecture"] if match else None
     path = Path(text).expanduser()

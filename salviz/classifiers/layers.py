@@ -11,6 +11,7 @@ told apart and attention weights are taken for neither.
 
 from __future__ import annotations
 
+import difflib
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from salviz.classifiers.classifier import Classifier
-from salviz.errors import MethodError
+from salviz.errors import MethodError, Refusal
 
 Layout = Literal["nchw", "nhwc", "tokens"]
 _Shapes = list[tuple[str, tuple[int, ...]]]
@@ -251,14 +252,18 @@ def _token_grid(module: nn.Module, size: tuple[int, int], tokens: int) -> tuple[
 
 def _named(classifier: Classifier, name: str) -> TargetLayer:
     if _submodule(classifier.module, name) is None:
-        raise MethodError(
-            f"{classifier.title} has no layer {name!r}. Leave the layer empty to use the one the rule finds."
+        size = classifier.preprocessing.input_size
+        known = [path for path, shape in _output_shapes(classifier) if path and _layout(shape, size) is not None]
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[-3:]
+        raise Refusal(
+            f"{classifier.title} has no layer {name!r}; there are {', '.join(close)} and others. Leave the layer empty "
+            "to use the one the rule finds."
         )
     shape = dict(_output_shapes(classifier)).get(name, ())
     is_weights = _attention(name) is not None and len(shape) == 4
     found = None if is_weights else _place(classifier, name, shape)
     if found is None:
-        raise MethodError(
+        raise Refusal(
             f"The layer {name!r} of {classifier.title} gives no spatial map, so nothing can be drawn from it. "
             "Choose a convolution or a transformer block."
         )

@@ -167,6 +167,12 @@ class Preprocessing:
             )
 
     @classmethod
+    def plain(cls, size: int) -> Preprocessing:
+        """A square picture of `size` pixels a side, whole and bilinear, with values in [-1, 1]."""
+        half = (0.5, 0.5, 0.5)
+        return cls((size, size), size, "bilinear", half, half)
+
+    @classmethod
     def from_timm(cls, pretrained_cfg: Mapping[str, Any]) -> Preprocessing:
         """Preprocessing of a timm model, as `create_transform(**resolve_model_data_config(model))` does it.
 

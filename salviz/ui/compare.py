@@ -79,21 +79,22 @@ def _card(request: Request) -> Any:
 def status(view: View) -> None:
     """One line that is always there: how far the work is, or what slow rows would cost."""
     with st.container(key="status"):
-        for slot, followed in ((ALL, view.every), (CHEAP, view.cheap)):
-            if followed is None:
-                continue
+        asked = [(slot, found) for slot, found in ((ALL, view.every), (CHEAP, view.cheap)) if found is not None]
+        # Cheap rows that are on their way come before the offer to compute the dear ones too.
+        for slot, followed in asked:
             if followed.state == "running":
                 follow.progress(slot, followed, "Comparing")
                 return
+        for slot, followed in asked:
             if followed.state != "done":
                 _offer(view, slot, followed)
                 return
         if view.comparison is not None:
             seconds = sum(row.seconds for row in view.comparison.rows)
-            st.caption(
-                f"{len(view.comparison.rows)} rows in {seconds:.1f} s. Methods that need the same passes share them; "
-                "the first of them is charged."
-            )
+            sentence = f"{len(view.comparison.rows)} rows in {seconds:.1f} s."
+            if view.chosen.kind == "methods":
+                sentence += " Methods that need the same passes share them; the first of them is charged."
+            st.caption(sentence)
         elif view.pick.request is not None and not view.chosen.requests:
             st.caption("Nothing is chosen. Choose at least one row above.")
 
@@ -187,7 +188,7 @@ def _text(view: View, place: int, row: Exploration, shared: Exploration | None, 
     if row.standard_error is not None:
         lines.append(f"standard error {panels.share(float(row.standard_error[0]))} of its spread")
     if row.completeness is not None:
-        lines.append(f"completeness error {format_value(float(row.completeness[0]))}")
+        lines.append(panels.completeness(row))
     lines += panels.flatness(row)
     if place:
         found = comparison.agreement
@@ -244,7 +245,7 @@ def agreement(view: View) -> None:
     values = found.spearman if measure == "spearman" else found.ssim
     titles = [_title(view, row) for row in shown]
     st.plotly_chart(
-        figures.agreement(titles, values.tolist(), found.tree(), measure=measure, theme=panels.theme()),
+        figures.agreement(titles, values.tolist(), found.tree(measure), measure=measure, theme=panels.theme()),
         theme=None,
         key="agreement",
         config={"displayModeBar": False},
@@ -256,8 +257,8 @@ def agreement(view: View) -> None:
         ),
     )
     st.caption(
-        "Each cell compares the maps of its row and column; branches join the most alike first, by one minus "
-        "Spearman's correlation. Flat maps have no correlation and stand without a value."
+        "Each cell compares the maps of its row and column; branches join the most alike first, by one minus the "
+        "value in the cell. Flat maps are like no other and stand without a value."
     )
 
 

@@ -38,7 +38,7 @@ def _what(shown: Shown) -> str:
 def _take_along(shown: Shown) -> None:
     """Link and downloads; drawn anew when opened, as display choices and the slider do not run the whole page."""
     with st.container(horizontal=True, horizontal_alignment="right", wrap=False):
-        panels.link(is_shareable=shown.picture.shareable)
+        panels.link(is_shareable=shown.picture.shareable, is_shown=shown.is_picked)
         _downloads(shown)
 
 
@@ -96,7 +96,7 @@ def status(view: View) -> None:
         if followed.state == "running":
             follow.progress(SLOT, followed, name)
         elif followed.state == "waiting":
-            _offer(f"{name} will take about {follow.duration(followed.seconds)}.", "Compute", pick)
+            _offer(_estimate(name, followed.seconds, pick), "Compute", pick)
         elif followed.state == "stopped":
             _offer(f"{name} was stopped.", "Compute again", pick)
         elif followed.state == "failed":
@@ -109,7 +109,7 @@ def status(view: View) -> None:
 
 
 def _before(view: View) -> None:
-    if view.shown is not None and not view.is_current:
+    if view.shown is not None and not view.shown.is_picked:
         st.caption(f"Shown below: what was there before, {panels.plain(_what(view.shown))}.")
 
 
@@ -119,6 +119,14 @@ def _offer(sentence: str, label: str, pick: Pick, *, is_main: bool = True) -> No
         st.button(label, type=kind, key="compute", on_click=follow.compute, args=(SLOT, pick.request.digest))
         if sentence:
             st.markdown(sentence, width="content")
+
+
+def _estimate(name: str, seconds: float, pick: Pick) -> str:
+    sentence = f"{name} will take about {follow.duration(seconds)}."
+    rows = 1 + len(pick.request.variants) + len(pick.request.changes)
+    if rows > 1:
+        sentence += f" The photograph's own map comes first, after about {follow.duration(seconds / rows)}."
+    return sentence
 
 
 def _method_title(pick: Pick) -> str:
@@ -143,7 +151,7 @@ def _facts(shown: Shown | None) -> None:
     if exploration.standard_error is not None:
         parts.append(f"standard error {panels.share(float(exploration.standard_error[0]))} of its spread")
     if exploration.completeness is not None:
-        parts.append(f"completeness error {format_value(float(exploration.completeness[0]))}")
+        parts.append(panels.completeness(exploration))
     parts += panels.flatness(exploration)
     st.caption(" · ".join([*parts, *shown.picture.notes]))
 

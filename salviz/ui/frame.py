@@ -52,7 +52,7 @@ def run() -> None:
     pick = sidebar.choose(name)
     if st.session_state.pop("_switch", None):
         # A callback cannot open a page; and before the sidebar is drawn, Streamlit would forget what was picked there.
-        st.switch_page(pages[0], query_params=state.link_parameters("explore"))
+        st.switch_page(pages[0], query_params=state.leave_for("explore"))
     pick.problems[:0] = state.notices()
     st.session_state["_pick"] = pick
     with state.whole_run():

@@ -35,7 +35,9 @@ def choose(problems: list[str]) -> Picture | None:
             state.notice("The picture in the link is not on this server: the cat is shown instead.")
         st.session_state["image"] = "sample:cat"
     gallery.thumbnails(current=st.session_state["image"])
-    st.selectbox("Image", list(titles), format_func=lambda key: titles.get(key, key), key="image")
+    st.selectbox(
+        "Image", list(titles), format_func=lambda key: titles.get(key, key), key="image", persist_state="session"
+    )
     st.file_uploader("Upload a picture", type="image", key="upload_file", label_visibility="collapsed")
     chosen = st.session_state["image"]
     if chosen == _UPLOAD:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from salviz.overlay import decimals
+from salviz.overlay import decimals, format_value
 from salviz.ui import state
 
 
@@ -90,8 +90,14 @@ def interval(value: Any) -> str:
     return f"[{number(value.low)}, {number(value.high)}], {rows}"
 
 
-def link(*, is_shareable: bool, kind: str = "picture") -> None:
-    """The popover with the page's link, or why there is none."""
+def link(*, is_shareable: bool, is_shown: bool = True, kind: str = "picture") -> None:
+    """The popover with the page's link, or why there is none.
+
+    Args:
+        is_shareable: Whether the picture can be opened by others.
+        is_shown: Whether what is picked is on screen; else it is still to be computed.
+        kind: What the picture is called.
+    """
     with st.popover("Link", icon=":material/link:", key="link", on_change="rerun"):
         if not is_shareable:
             st.markdown(
@@ -101,7 +107,11 @@ def link(*, is_shareable: bool, kind: str = "picture") -> None:
             return
         base = (st.context.url or "").partition("?")[0]
         query = urlencode(state.link_parameters())
-        st.markdown("This link opens exactly this view:")
+        st.markdown(
+            "This link opens exactly this view:"
+            if is_shown
+            else "This link opens what is picked, and not the map before that is still on screen:"
+        )
         st.code(f"{base}?{query}" if query else base, language=None, wrap_lines=True)
 
 
@@ -163,6 +173,13 @@ def explained(exploration: Any, name: Callable[[int], str]) -> tuple[str, str]:
     """
     rivals = exploration.rivals
     return name(int(exploration.classes[0])), "" if rivals is None else f" rather than {name(int(rivals[0]))}"
+
+
+def completeness(exploration: Any) -> str:
+    """How far a clean map is from adding up, and to what it should."""
+    error = format_value(float(exploration.completeness[0]))
+    of = "difference of the scores" if exploration.rivals is not None else exploration.request.output
+    return f"completeness error {error} (in units of the {of})"
 
 
 def flatness(exploration: Any) -> list[str]:

@@ -23,6 +23,7 @@ def method(loaded: Any) -> tuple[str, dict[str, Any]]:
         list(METHODS),
         format_func=lambda key: METHODS[key].card.title,
         key="method",
+        persist_state="session",
         filter_mode="fuzzy",
     )
     card = METHODS[method_id].card
@@ -121,6 +122,7 @@ def target(loaded: Any, picture: Picture | None) -> tuple[int | None, Any, int |
         options,
         format_func=lambda key: "Predicted for each input" if key == "predicted" else labels.short(key),
         key="target",
+        persist_state="session",
         help="What the map explains. “Predicted for each input” is COSE's rule: each variant's map explains the "
         "class predicted for that variant. Type to search by name.",
     )
@@ -140,6 +142,7 @@ def _rival(labels: Any, classes: list[int], explained: int | None) -> Any:
         [*titles, *(index for index in classes if index != explained)],
         format_func=lambda key: titles[key] if key in titles else labels.short(key),
         key="against",
+        persist_state="session",
         help="A contrast explains why the model says the target class and not this one: the map is that of the "
         "difference of their scores.",
     )
@@ -215,6 +218,7 @@ def _more(loaded: Any, page: str) -> dict[str, Any]:
             ["unknown", *range(len(labels))],
             format_func=lambda key: "Not known" if key == "unknown" else labels.short(key),
             key="label",
+            persist_state="session",
             help="COSE counts only images that are classified rightly. Where the class is not known, the prediction "
             "for the clean image stands in for it.",
         )
@@ -228,7 +232,7 @@ def _more(loaded: Any, page: str) -> dict[str, Any]:
             meaning="The released code divides by the larger range of the two maps; the published table was almost "
             "surely computed with a fixed range of 2.",
         )
-    seed = st.number_input("Seed", min_value=0, max_value=2**31 - 1, step=1, key="seed")
+    seed = st.number_input("Seed", min_value=0, max_value=2**31 - 1, step=1, key="seed", persist_state="session")
     _device()
     return {"output": output, "data_range": "pair" if data_range == "pair" else 2.0, "seed": int(seed)}
 
@@ -239,7 +243,13 @@ def _device() -> None:
     options = ["auto", *devices()]
     if st.session_state["device"] not in options:
         st.session_state["device"] = "auto"
-    st.selectbox("Device", options, key="device", format_func=lambda key: "Best there is" if key == "auto" else key)
+    st.selectbox(
+        "Device",
+        options,
+        key="device",
+        persist_state="session",
+        format_func=lambda key: "Best there is" if key == "auto" else key,
+    )
     panels.choice(
         "Masked passes",
         {name: name for name in ("float32", "bf16", "fp16")},

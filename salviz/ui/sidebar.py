@@ -87,6 +87,7 @@ def _model() -> str:
         options,
         format_func=lambda key: f"{titles.get(key, key)}{notes.get(key, '')}",
         key="model",
+        persist_state="session",
         accept_new_options=True,
         help="Type to search all of timm's pretrained models. Other ids work too: `torchvision:resnet50`, "
         "`hf-hub:organisation/name`.",

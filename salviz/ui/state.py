@@ -1,6 +1,11 @@
 """One table of what a link holds, and the way between the URL and the widgets.
 
 Streamlit's own binding writes the texts of options into the URL; links here hold ids, which outlive texts.
+
+Every widget of the pick is made with `persist_state="session"`. A browser loads the code of a kind of widget when it
+first meets one, which takes seconds on a slow line. What a link says is told to the widget by the run alone that read
+the link, and a later run that comes before the code has its message replaced: then the widget would begin with its
+first option and write that into the address. What persists is told by every run.
 """
 
 from __future__ import annotations
@@ -56,7 +61,7 @@ class Field:
 def _one_of(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"it must be one of {', '.join(choices)}")
+            raise ValueError(f"it must be one of {', '.join(f'“{choice}”' for choice in choices)}")
         return text
 
     return read
@@ -206,6 +211,8 @@ def adopt_url(page: str) -> None:
     current = st.query_params.to_dict()
     before = st.session_state.get("_page", page)
     st.session_state["_page"] = page
+    if before != page and (page, current) == st.session_state.get("_passed"):
+        current = st.session_state["_left"]
     if st.session_state.get("_drawn_page", page) != page:
         # A widget of the other page with the same key is another widget: what a visit never touched would begin anew
         # as the smallest value, or nothing. Said again, it is taken over. Until the page was drawn to its end: a run
@@ -245,6 +252,21 @@ def adopt_url(page: str) -> None:
         key.removeprefix(SETTING): value for key, value in current.items() if key.startswith(SETTING)
     }
     st.session_state["_url"] = current
+
+
+def leave_for(page: str) -> dict[str, str]:
+    """What the link of another page will say, which is opened with it.
+
+    Streamlit puts two addresses into the browser's history on the way: the old page with the new query, and the new
+    page. Back stops at the first, which then stands for the address that was left.
+
+    Args:
+        page: The other page.
+    """
+    parameters = link_parameters(page)
+    st.session_state["_left"] = st.session_state["_url"]
+    st.session_state["_passed"] = (st.session_state["_page"], parameters)
+    return parameters
 
 
 def left_out(key: str, reason: str, *, is_part: bool = False) -> None:

@@ -21,11 +21,19 @@ SLOT = "explore"
 
 @dataclass
 class Shown:
-    """An exploration on screen with what it explains."""
+    """An exploration on screen with what it explains.
+
+    Attributes:
+        exploration: Of the pick, or of the one before while there is none.
+        picture: Its photograph.
+        loaded: Its classifier.
+        is_picked: Whether it is the pick's own.
+    """
 
     exploration: Exploration
     picture: Picture
     loaded: Loaded
+    is_picked: bool
 
     @property
     def card(self) -> MethodCard:
@@ -52,13 +60,11 @@ class View:
         pick: What the person chose.
         followed: Where the work for it stands, or None while something is missing.
         shown: On screen: the pick's own, or what was there before, or None.
-        is_current: Whether what is on screen is the pick's.
     """
 
     pick: Pick
     followed: follow.Followed | None
     shown: Shown | None
-    is_current: bool
 
     @property
     def lacks_model(self) -> bool:
@@ -77,10 +83,10 @@ def look(pick: Pick) -> View:
     if pick.request is not None and pick.picture is not None and pick.loaded is not None:
         followed = follow.follow(SLOT, follow.exploring(pick.request, pick.picture, pick.loaded))
         if followed.result is not None:
-            shown = Shown(followed.result, pick.picture, pick.loaded)
+            shown = Shown(followed.result, pick.picture, pick.loaded, True)
             _remember(shown)
-            return View(pick, followed, shown, True)
-    return View(pick, followed, _before(), False)
+            return View(pick, followed, shown)
+    return View(pick, followed, _before())
 
 
 def _remember(shown: Shown) -> None:
@@ -98,4 +104,4 @@ def _before() -> Shown | None:
     exploration = session.runner().peek(digest) if digest else None
     if exploration is None or not session.classifiers().is_loaded(*key):
         return None
-    return Shown(exploration, picture, session.classifiers().get(*key))
+    return Shown(exploration, picture, session.classifiers().get(*key), False)

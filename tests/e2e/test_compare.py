@@ -32,8 +32,33 @@ def test_a_deep_link_compares_and_a_click_opens_explore(server: Server, open_pag
     assert fields(page) == {"method": "gradient"}
     settled(page)
     page.go_back()
-    expect(page).to_have_url(re.compile("/compare"))
+    # To what was left, not to its rows under the method that was opened.
+    page.wait_for_function("location.search.includes('methods=grad_cam') && !location.search.includes('method=')")
     is_complete(page, 4)
+    assert fields(page) == {"methods": "grad_cam,gradient,edge,random"}
+    shown = page.locator("section[data-testid=stSidebar]").get_by_role("combobox", name="Method", exact=True)
+    expect(shown).to_have_value("Grad-CAM")
+
+
+def test_a_link_is_kept_where_the_browser_is_slow_to_load_a_widget(server: Server, open_page: Open) -> None:
+    page = open_page("about:blank")
+
+    def late(route: Any) -> None:
+        page.wait_for_timeout(2500)
+        route.continue_()
+
+    page.route("**/Selectbox*.js", late)
+    page.goto(f"{server.url}/compare?image=sample%3Aespresso&method=gradient")
+    # Rows come one after the other, each with a run of the page.
+    is_complete(page, 10)
+    sidebar = page.locator("section[data-testid=stSidebar]")
+    for label, value in (("Image", "Espresso"), ("Method", "Gradient")):
+        expect(sidebar.get_by_role("combobox", name=label, exact=True)).to_have_value(value)
+    # A click tells the server what the widgets hold.
+    page.get_by_role("radio", name="SSIM").or_(page.get_by_role("button", name="SSIM")).first.click()
+    settled(page)
+    assert fields(page)["image"] == "sample:espresso"
+    assert fields(page)["method"] == "gradient"
 
 
 def test_enter_takes_the_best_match(server: Server, open_page: Open) -> None:
