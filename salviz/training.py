@@ -67,17 +67,24 @@ class Recipe:
 
 
 def _recipes() -> Iterator[Recipe]:
-    for kind, title, epochs, memorising in (("cnn", "CNN", 8, 40), ("vit", "ViT", 10, 80)):
+    for kind, title, epochs, memorising, rate in (("cnn", "CNN", 8, 40, 2e-3), ("vit", "ViT", 8, 60, 1e-3)):
         architecture = f"salviz:small_{kind}"
         yield Recipe(
-            f"fashion_{kind}", f"Fashion {title}", architecture, epochs, is_augmented=True, checkpoints=10, decay=0.05
+            f"fashion_{kind}",
+            f"Fashion {title}",
+            architecture,
+            epochs,
+            is_augmented=True,
+            checkpoints=10,
+            rate=rate,
+            decay=0.05,
         )
         # The twins differ in the labels and in nothing else.
         for name, is_permuted in (("twin", False), ("permuted", True)):
             words = "permuted labels" if is_permuted else "same pictures, true labels"
             yield Recipe(
                 f"fashion_{kind}_{name}", f"Fashion {title}, {words}", architecture, memorising,
-                subset=10_000, is_permuted=is_permuted, decay=0.0,
+                subset=10_000, is_permuted=is_permuted, rate=rate, decay=0.0,
             )  # fmt: skip
 
 

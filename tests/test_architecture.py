@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"changes", "overlay", "targets", "training", "transforms"}),
     frozenset({"methods", "similarity"}),
     frozenset({"maps", "engine", "request"}),
-    frozenset({"explaining", "exploration", "support"}),
+    frozenset({"explaining", "exploration", "sanity", "support"}),
     frozenset({"comparison", "scores", "render"}),
     frozenset({"figures"}),
     frozenset({"export"}),
@@ -52,6 +52,7 @@ FAMILIES: dict[str, dict[str, frozenset[str]]] = {
     "metrics": {
         # The package itself holds the card and the score that every metric uses.
         "cose": frozenset({"__init__"}),
+        "randomisation": frozenset({"__init__"}),
     },
 }
 

@@ -1,0 +1,309 @@
+"""Sanity checks: maps of a net whose weights are randomised stage by stage, against those of the trained one.
+
+Adebayo et al., NeurIPS 2018. What a page, the command line and a data set run ask for alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from salviz import maps as map_kinds
+from salviz import methods as registry
+from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.randomising import Randomisation, randomised
+from salviz.classifiers.stages import find_stages
+from salviz.engine import Settings, explain_set, passes, predict
+from salviz.errors import RequestError
+from salviz.metrics.randomisation import Curve, curve, efficient_mprt
+from salviz.seeds import seed_of
+from salviz.similarity.measures import Measure, entropy, find_measure
+from salviz.targets import ClassTarget, PredictedTarget, Target
+from salviz.work import Progress, silent
+
+CALIBRATION = ("random", "edge")
+"""Always beside the methods: the random map, drawn anew for each net, is what passes; the edge map never moves."""
+
+AT_ONCE = 64
+"""Images whose maps of the trained net are kept at a time."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A randomisation test, fully specified but for its images.
+
+    Attributes:
+        methods: Settings that differ from the card's defaults, by method id.
+        how: How the net is randomised.
+        draws: How many times, each with other random weights.
+        target: The class that is explained: `original`, which the trained net predicts, or `argmax`, which the net at
+            hand predicts (the authors' code).
+        measures: Ids of similarities.
+        skips_baseline: Leave pixels of the colour that stands for nothing out of correlations: methods that multiply
+            by the input are 0 there whatever the net (Sundararajan, Taly 2018).
+        seed: Of everything random but the weights, whose seed stands in `how`.
+    """
+
+    methods: Mapping[str, Settings | None]
+    how: Randomisation = field(default_factory=Randomisation)
+    draws: int = 1
+    target: Literal["original", "argmax"] = "original"
+    measures: tuple[str, ...] = ("spearman_abs", "spearman_signed", "ssim")
+    skips_baseline: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a classifier.
+
+        Raises:
+            RequestError: No method, no measure, no draw, or an unknown name.
+        """
+        if not self.methods:
+            raise RequestError("No method was chosen. Choose at least one.")
+        if not self.measures:
+            raise RequestError("No similarity was chosen. Choose at least one.")
+        if self.draws < 1:
+            raise RequestError(f"Weights are drawn at least once, not {self.draws} times.")
+        if self.target not in ("original", "argmax"):
+            raise RequestError(f"The target is the original class or the argmax, not {self.target!r}.")
+        for measure in self.measures:
+            find_measure(measure)
+
+    @property
+    def rows(self) -> dict[str, Settings | None]:
+        """The methods and the calibration rows."""
+        return {**self.methods, **{name: None for name in CALIBRATION if name not in self.methods}}
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What became of the maps. Arrays are float32 with NaN where undefined or, before the end, not yet known.
+
+    Attributes:
+        check: What was asked.
+        stages: Names of the randomised nets, in their order.
+        methods: Ids of the rows of `scores`: those asked for, then the calibration rows.
+        scores: `(M, Q, D, S, N)` similarity with the trained net's map: methods, measures, draws, stages, images.
+        itself: `(M, Q, N)` similarity of the trained net's map with one made under another seed.
+        entropies: `(M, D, S, N)` of the randomised nets' maps.
+        entropy: `(M, N)` of the trained net's maps.
+        spread: `(D, S, N)` standard deviation of the logits over the classes, as a share of the trained net's: proof
+            that the net changed, and how.
+        agrees: `(D, S, N)` 1 where the net still predicts the trained net's class.
+        classes: `(N,)` the trained net's predictions.
+        done: Nets of all draws that are through.
+    """
+
+    check: Check
+    stages: tuple[str, ...]
+    methods: tuple[str, ...]
+    scores: NDArray[np.float32]
+    itself: NDArray[np.float32]
+    entropies: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    agrees: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    done: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all nets are through."""
+        return self.done == self.check.draws * len(self.stages)
+
+    def curve(self, method: str, measure: str) -> Curve:
+        """Means and intervals of one method under one measure; stages that are not through are undefined."""
+        row, column = self.methods.index(method), self.check.measures.index(measure)
+        return self._curves(row, column)
+
+    def _curves(self, row: int, column: int) -> Curve:
+        return curve(self.scores[row, column], self.itself[row, column], seed=self.check.seed)
+
+    @cached_property
+    def efficient_mprt(self) -> NDArray[np.float64]:
+        """`(M, N)` relative rise of entropy under full randomisation, averaged over draws; last stage of a cascade."""
+        found: NDArray[np.float64] = efficient_mprt(self.entropy[:, None], self.entropies[:, :, -1]).mean(axis=1)
+        return found
+
+
+Publish = Callable[[Checked], None]
+
+
+def check_randomisation(
+    classifier: Classifier,
+    x: Tensor,
+    check: Check,
+    *,
+    digests: Sequence[str],
+    batch_size: int | None = None,
+    progress: Progress = silent,
+    publish: Publish = lambda checked: None,
+) -> Checked:
+    """Run a randomisation test.
+
+    Args:
+        classifier: The trained net; not changed.
+        x: `(N, 3, H, W)` float32 in model space, on the classifier's device.
+        check: What is asked.
+        digests: Content digest of every image: it seeds the image's random numbers.
+        batch_size: Images in one model pass at the most; None for what suits the device.
+        progress: Called with (done, total) image passes; may raise `Cancelled`.
+        publish: Called with what is known after every net.
+
+    Returns:
+        Similarities of every method, measure, draw, stage and image.
+
+    Raises:
+        SalvizError: A method cannot explain this classifier, or something does not fit together.
+    """
+    names = tuple(name for name, _ in check.how.plan(find_stages(classifier)))
+    rows = tuple(check.rows)
+    measures = [find_measure(name) for name in check.measures]
+    shape = (check.draws, len(names), len(x))
+
+    def empty(*sizes: int) -> NDArray[np.float32]:
+        return np.full(sizes, np.nan, dtype=np.float32)
+
+    found = Checked(
+        check, names, rows,
+        scores=empty(len(rows), len(measures), *shape), itself=empty(len(rows), len(measures), len(x)),
+        entropies=empty(len(rows), *shape), entropy=empty(len(rows), len(x)),
+        spread=empty(*shape), agrees=empty(*shape), classes=np.zeros(len(x), dtype=np.int64),
+    )  # fmt: skip
+    # A net is made for each part of the images: with few images there is one part.
+    parts = [slice(start, min(start + AT_ONCE, len(x))) for start in range(0, len(x), AT_ONCE)]
+    counter = _Counter(progress, _passes(classifier, check, len(x), len(names)))
+    for part in parts:
+        trained = _Trained(classifier, x[part], check, measures, digests[part], batch_size, counter)
+        found.itself[:, :, part], found.entropy[:, part], found.classes[part] = trained.itself()
+        for draw in range(check.draws):
+            how = replace(check.how, seed=seed_of(check.how.seed, str(draw), "draw") if draw else check.how.seed)
+            for place, net in enumerate(randomised(classifier, how, images=x[part])):
+                where = (draw, place, part)
+                scores, entropies, spread, agrees = trained.compare(net, f"{draw}|{place}")
+                found.scores[:, :, draw, place, part] = scores
+                found.entropies[:, draw, place, part] = entropies
+                found.spread[where], found.agrees[where] = spread, agrees
+                if part is parts[-1]:
+                    found = replace(found, done=found.done + 1)
+                publish(found)
+    return found
+
+
+def _passes(classifier: Classifier, check: Check, count: int, stages: int) -> int:
+    """Image passes of a whole test: the trained net's maps twice where they are sampled, and every net's."""
+    size = classifier.preprocessing.input_size
+    once = passes(check.rows, size)
+    sampled = {name: given for name, given in check.rows.items() if _is_sampled(name)}
+    again = passes(sampled, size) if sampled else 0.0
+    return round(count * (once * (1 + check.draws * stages) + again))
+
+
+def _is_sampled(method: str) -> bool:
+    """Whether another seed gives another map."""
+    return method == "random" or registry.get(method).card.stochastic
+
+
+class _Counter:
+    """Adds up the progress of many calls."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total = progress, total
+        self.before = self.now = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Progress of the call that runs."""
+        self.now = done
+        self.progress(min(self.before + done, self.total), self.total)
+
+    def next(self) -> None:
+        """The call is over."""
+        self.before += self.now
+        self.now = 0
+
+
+class _Trained:
+    """The trained net's maps of some images, to compare others with."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        x: Tensor,
+        check: Check,
+        measures: Sequence[Measure],
+        digests: Sequence[str],
+        batch_size: int | None,
+        counter: _Counter,
+    ) -> None:
+        self.x, self.check, self.measures, self.digests = x, check, measures, digests
+        self.batch_size, self.counter = batch_size, counter
+        self.logits = predict(classifier, x, batch_size=batch_size)
+        self.classes = self.logits.argmax(dim=1)
+        self.valid = _seen(classifier, x) if check.skips_baseline else None
+        self.classifier = classifier
+        self.maps = dict(self._explain(classifier, check.rows, check.seed))
+
+    def _explain(
+        self, net: Classifier, methods: Mapping[str, Settings | None], seed: int
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Raw maps at the input's resolution, by method."""
+        target: Target = ClassTarget(self.classes) if self.check.target == "original" else PredictedTarget()
+        found = explain_set(
+            net, self.x, methods=methods, target=target, digests=self.digests, seed=seed, batch_size=self.batch_size,
+            progress=self.counter,
+        )  # fmt: skip
+        self.counter.next()
+        for name, explained in found.items():
+            yield name, _at_input(explained.maps, (int(self.x.shape[2]), int(self.x.shape[3])))
+
+    def itself(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Similarity of each map with itself under another seed, entropies, and classes."""
+        sampled = {name: given for name, given in self.check.rows.items() if _is_sampled(name)}
+        other = dict(self.maps)
+        if sampled:
+            other.update(self._explain(self.classifier, sampled, seed_of(self.check.seed, "", "again")))
+        entropies = np.stack([entropy(found).cpu().numpy() for found in self.maps.values()])
+        return self._scores(other), entropies, self.classes.cpu().numpy()
+
+    def compare(
+        self, net: Classifier, name: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Similarities, entropies, spread of the logits and agreement of another net."""
+        logits = predict(net, self.x, batch_size=self.batch_size)
+        rows = {method: given for method, given in self.check.rows.items() if method != "random"}
+        # The same random numbers as for the trained net, so that only the weights differ; but for the random map.
+        found = dict(self._explain(net, rows, self.check.seed))
+        found.update(self._explain(net, {"random": None}, seed_of(self.check.seed, name, "random map")))
+        spread = logits.std(dim=1) / self.logits.std(dim=1)
+        agrees = (logits.argmax(dim=1) == self.classes).float()
+        entropies = np.stack([entropy(found[method]).cpu().numpy() for method in self.maps])
+        return self._scores(found), entropies, spread.cpu().numpy(), agrees.cpu().numpy()
+
+    def _scores(self, others: Mapping[str, Tensor]) -> NDArray[np.float32]:
+        """`(M, Q, N)`."""
+        rows = [
+            torch.stack([measure(own, others[name], valid=self.valid) for measure in self.measures])
+            for name, own in self.maps.items()
+        ]
+        found: NDArray[np.float32] = torch.stack(rows).cpu().numpy()
+        return found
+
+
+def _at_input(raw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Raw maps resized to the input, channel by channel: `(N, C, H, W)`."""
+    channels = raw if raw.ndim == 4 else raw.unsqueeze(1)
+    flat = map_kinds.resize(channels.flatten(0, 1), size)
+    return flat.view(*channels.shape[:2], *size)
+
+
+def _seen(classifier: Classifier, x: Tensor) -> Tensor:
+    """`(N, H, W)` bool: pixels that differ from black and from the mean colour, where baselines would be."""
+    black = classifier.preprocessing.normalise(torch.zeros(1, 3, 1, 1, dtype=torch.uint8, device=x.device))
+    return (x != black).any(dim=1) & (x != 0).any(dim=1)
