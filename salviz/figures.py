@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from salviz.overlay import decimals
 
 if TYPE_CHECKING:
     from salviz.comparison import Tree
+    from salviz.metrics.randomisation import Curve
 
 
 @dataclass(frozen=True)
@@ -210,3 +211,83 @@ def agreement(
     figure.update_xaxes(**axis, ticktext=numbers, tickangle=0, side="top", zeroline=False, row=1, col=2)
     figure.update_yaxes(**axis, ticktext=numbered, side="right", showticklabels=True, zeroline=False, row=1, col=2)
     return figure
+
+
+def randomisation(
+    stages: Sequence[str],
+    curves: Mapping[str, Curve],
+    colours: Mapping[str, str],
+    titles: Mapping[str, str],
+    *,
+    current: int | None,
+    measure: str,
+    theme: str,
+) -> go.Figure:
+    """Similarity with the trained net's map along the stages, with intervals and the calibration lines.
+
+    Args:
+        stages: Names of the randomised nets, in their order.
+        curves: By method; `random` and `edge` are drawn as calibration lines.
+        colours: CSS colour of each method.
+        titles: Name of each method.
+        current: Index of the stage that the slider stands on; None for the trained net.
+        measure: Title of the similarity.
+        theme: `light` or `dark`.
+    """
+    palette = PALETTES[theme]
+    figure = go.Figure()
+    places = list(range(len(stages)))
+    for method, curve in curves.items():
+        values = [None if math.isnan(score.value) else score.value for score in curve.stages]
+        is_line = method in ("random", "edge")
+        known = [i for i in places if not is_line and not math.isnan(curve.stages[i].low)]
+        if known:
+            figure.add_trace(
+                go.Scatter(
+                    x=[*known, *known[::-1]],
+                    y=[*(curve.stages[i].high for i in known), *(curve.stages[i].low for i in known[::-1])],
+                    fill="toself", mode="none", hoverinfo="skip", showlegend=False, opacity=0.18,
+                    fillcolor=colours[method], legendgroup=method,
+                )
+            )  # fmt: skip
+        figure.add_trace(
+            go.Scatter(
+                x=places, y=values, mode="lines" if is_line else "lines+markers", name=titles[method],
+                legendgroup=method, connectgaps=False,
+                line={"color": palette.muted if is_line else colours[method], "width": 1.5 if is_line else 2,
+                      "dash": {"random": "dot", "edge": "dash"}.get(method, "solid")},
+                marker={"size": 6},
+                customdata=[
+                    [stages[i], f"{score.undefined} undefined" if score.undefined else ""]
+                    for i, score in enumerate(curve.stages)
+                ],
+                hovertemplate=titles[method] + ", %{customdata[0]}: %{y:.2f} %{customdata[1]}<extra></extra>",
+            )
+        )  # fmt: skip
+    if current is not None:
+        figure.add_vline(x=current, line={"color": palette.muted, "width": 1, "dash": "dot"})
+    figure.update_layout(**_layout(palette, 380))
+    figure.update_layout(
+        showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": 56, "r": 8, "t": 28, "b": 96},
+    )
+    figure.update_xaxes(
+        tickvals=places, ticktext=[_shortened(name) for name in stages], tickangle=-60, showgrid=False, fixedrange=True,
+        zeroline=False,
+    )  # fmt: skip
+    figure.update_yaxes(
+        title=measure, gridcolor=palette.grid, zerolinecolor=palette.muted, fixedrange=True, range=_range(curves)
+    )
+    return figure
+
+
+def _range(curves: Mapping[str, Curve]) -> list[float]:
+    """From below the smallest value, or 0, to a little above 1."""
+    low = [score.value for curve in curves.values() for score in curve.stages if not math.isnan(score.value)]
+    return [min([0.0, *low]) - 0.05, 1.05]
+
+
+def _shortened(name: str, most: int = 16) -> str:
+    """The end of a module's name, which tells more than its beginning."""
+    return name if len(name) <= most else "…" + name[1 - most :]

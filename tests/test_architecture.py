@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"maps", "engine", "request"}),
     frozenset({"explaining", "exploration", "sanity", "support"}),
     frozenset({"comparison", "scores", "render"}),
-    frozenset({"figures"}),
+    frozenset({"figures", "filmstrip"}),
     frozenset({"export"}),
     frozenset({"summary"}),
     frozenset({"cli", "ui"}),

@@ -99,12 +99,12 @@ def test_neither_batch_size_nor_company_changes_an_image() -> None:
 
 
 def test_many_images_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from salviz import sanity
+    from salviz.sanity import running
 
     classifier, x = net(), images(3, 160)
     check = Check({"gradient": None}, Randomisation("full", "permute"), draws=2, measures=("pearson",))
     whole = check_randomisation(classifier, x, check, digests=digests(3))
-    monkeypatch.setattr(sanity, "AT_ONCE", 2)
+    monkeypatch.setattr(running, "AT_ONCE", 2)
     seen = []
     parts = check_randomisation(classifier, x, check, digests=digests(3), publish=lambda part: seen.append(part.done))
     np.testing.assert_allclose(parts.scores, whole.scores, atol=1e-4)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from salviz.exploration import Exploration
     from salviz.images import Picture
     from salviz.render import Display
+    from salviz.sanity.strip import Strip
 
 
 def data_uri(content: bytes, kind: str = "png") -> str:
@@ -113,3 +114,39 @@ def compared(
 
     found = render.compared(_exploration, _picture, choices, part=part, width=width, scale=_scale)
     return _exact(found) if part == "map" else _photographic(found)
+
+
+@st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
+def strip(
+    digest: str,
+    method: str,
+    places: tuple[int, ...],
+    known: int,
+    choices: Display,
+    width: int,
+    background: int,
+    _strip: Strip,
+) -> str:
+    """A method's maps along the stages of a randomisation test.
+
+    Args:
+        digest: Of the test.
+        method: Id of a row.
+        places: Which nets.
+        known: How many nets are through.
+        choices: Display choices.
+        width: Of each map, in pixels.
+        background: Grey between them.
+        _strip: The maps.
+    """
+    from salviz import filmstrip
+
+    return _exact(filmstrip.row(_strip, method, places, choices, width=width, background=background))
+
+
+@st.cache_data(show_spinner=False, max_entries=500, max_size="64MB")
+def stage(digest: str, method: str, place: int, choices: Display, _strip: Strip) -> str:
+    """One net's map over what the model sees."""
+    from salviz import filmstrip
+
+    return _photographic(filmstrip.stage(_strip, method, place, choices, is_overlay=True))

@@ -22,6 +22,7 @@ def _pages() -> list[StreamlitPage]:
         st.Page(explore, title="Explore", url_path="home", default=True),
         st.Page(explore, title="Explore", url_path="explore", visibility="hidden"),
         st.Page(_ROOT / "pages" / "compare.py", title="Compare", url_path="compare"),
+        st.Page(_ROOT / "pages" / "sanity.py", title="Sanity checks", url_path="sanity"),
     ]
 
 

@@ -31,6 +31,27 @@ COMPARED = (
 )  # fmt: skip
 """The methods a first visit compares: cheap ones of several families, and the controls."""
 
+CHECKED = ("gradient", "input_x_gradient", "guided_backprop", "grad_cam")
+"""The methods a first visit checks: what passes and what fails, at one forward and one backward each."""
+
+ORDERS, INITIALISATIONS, STATISTICS = (
+    {
+        "top_down": "From the logits down",
+        "bottom_up": "From the input up",
+        "independent": "One at a time",
+        "full": "All at once",
+    },
+    {
+        "architecture": "As before training",
+        "module": "Each layer's default",
+        "truncated_normal": "Truncated normal",
+        "permute": "Shuffled weights",
+        "moments": "Same mean and spread",
+    },
+    {"reset": "Reset", "keep": "Kept", "estimate": "Measured on the picture"},
+)
+"""How a net is randomised, for people; `classifiers.randomising` says what each does."""
+
 RACE_SECONDS = 2.0
 """An interaction may still carry the URL from before our last write; older differences are the person's."""
 
@@ -169,6 +190,15 @@ FIELDS: tuple[Field, ...] = (
     Field("models", [], lambda text: [part for part in text.split(",") if part], ",".join, page="compare"),
     Field("top", 5, _count, page="compare"),
     Field("alike", "spearman", _one_of("spearman", "ssim"), page="compare"),
+    Field("checked", list(CHECKED), _some_of(_methods), ",".join, page="sanity"),
+    Field("order", "top_down", _one_of(*ORDERS), page="sanity"),
+    Field("start", "architecture", _one_of(*INITIALISATIONS), page="sanity"),
+    Field("stats", "reset", _one_of(*STATISTICS), page="sanity"),
+    Field("draws", 1, lambda text: int(_between(1, 10)(text)), page="sanity"),
+    Field("rule", "original", _one_of("original", "argmax"), page="sanity"),
+    Field("measure", "spearman_abs", page="sanity"),
+    Field("shown", "", page="sanity"),
+    Field("stage", "trained", page="sanity"),
     Field(
         "turn", "rotate", _one_of(*(key for key, card in AUGMENTATIONS.items() if card.has_magnitude)), page="explore"
     ),
@@ -179,7 +209,9 @@ SETTING = "set."
 """Prefix of the keys that hold a method's settings: `set.samples`."""
 
 
-_LOOKS = frozenset({"cmap", "alpha", "sign", "span", "veil", "scale", "cells", "turn", "at", "alike"})
+_LOOKS = frozenset(
+    {"cmap", "alpha", "sign", "span", "veil", "scale", "cells", "turn", "at", "alike", "measure", "shown", "stage"}
+)
 
 
 def notice(sentence: str) -> None:

@@ -1,14 +1,9 @@
-"""Sanity checks: maps of a net whose weights are randomised stage by stage, against those of the trained one.
-
-Adebayo et al., NeurIPS 2018. What a page, the command line and a data set run ask for alike.
-"""
+"""Running a randomisation test: net after net, method after method, in parts of the images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,120 +13,18 @@ from torch import Tensor
 from salviz import maps as map_kinds
 from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
-from salviz.classifiers.randomising import Randomisation, randomised
+from salviz.classifiers.randomising import randomised
 from salviz.classifiers.stages import find_stages
 from salviz.engine import Settings, explain_set, passes, predict
-from salviz.errors import RequestError
-from salviz.metrics.randomisation import Curve, curve, efficient_mprt
+from salviz.sanity.checks import Check, Checked
+from salviz.sanity.strip import Strip
 from salviz.seeds import seed_of
 from salviz.similarity.measures import Measure, entropy, find_measure
 from salviz.targets import ClassTarget, PredictedTarget, Target
 from salviz.work import Progress, silent
 
-CALIBRATION = ("random", "edge")
-"""Always beside the methods: the random map, drawn anew for each net, is what passes; the edge map never moves."""
-
 AT_ONCE = 64
 """Images whose maps of the trained net are kept at a time."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """A randomisation test, fully specified but for its images.
-
-    Attributes:
-        methods: Settings that differ from the card's defaults, by method id.
-        how: How the net is randomised.
-        draws: How many times, each with other random weights.
-        target: The class that is explained: `original`, which the trained net predicts, or `argmax`, which the net at
-            hand predicts (the authors' code).
-        measures: Ids of similarities.
-        skips_baseline: Leave pixels of the colour that stands for nothing out of correlations: methods that multiply
-            by the input are 0 there whatever the net (Sundararajan, Taly 2018).
-        seed: Of everything random but the weights, whose seed stands in `how`.
-    """
-
-    methods: Mapping[str, Settings | None]
-    how: Randomisation = field(default_factory=Randomisation)
-    draws: int = 1
-    target: Literal["original", "argmax"] = "original"
-    measures: tuple[str, ...] = ("spearman_abs", "spearman_signed", "ssim")
-    skips_baseline: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without a classifier.
-
-        Raises:
-            RequestError: No method, no measure, no draw, or an unknown name.
-        """
-        if not self.methods:
-            raise RequestError("No method was chosen. Choose at least one.")
-        if not self.measures:
-            raise RequestError("No similarity was chosen. Choose at least one.")
-        if self.draws < 1:
-            raise RequestError(f"Weights are drawn at least once, not {self.draws} times.")
-        if self.target not in ("original", "argmax"):
-            raise RequestError(f"The target is the original class or the argmax, not {self.target!r}.")
-        for measure in self.measures:
-            find_measure(measure)
-
-    @property
-    def rows(self) -> dict[str, Settings | None]:
-        """The methods and the calibration rows."""
-        return {**self.methods, **{name: None for name in CALIBRATION if name not in self.methods}}
-
-
-@dataclass(frozen=True, eq=False)
-class Checked:
-    """What became of the maps. Arrays are float32 with NaN where undefined or, before the end, not yet known.
-
-    Attributes:
-        check: What was asked.
-        stages: Names of the randomised nets, in their order.
-        methods: Ids of the rows of `scores`: those asked for, then the calibration rows.
-        scores: `(M, Q, D, S, N)` similarity with the trained net's map: methods, measures, draws, stages, images.
-        itself: `(M, Q, N)` similarity of the trained net's map with one made under another seed.
-        entropies: `(M, D, S, N)` of the randomised nets' maps.
-        entropy: `(M, N)` of the trained net's maps.
-        spread: `(D, S, N)` standard deviation of the logits over the classes, as a share of the trained net's: proof
-            that the net changed, and how.
-        agrees: `(D, S, N)` 1 where the net still predicts the trained net's class.
-        classes: `(N,)` the trained net's predictions.
-        done: Nets of all draws that are through.
-    """
-
-    check: Check
-    stages: tuple[str, ...]
-    methods: tuple[str, ...]
-    scores: NDArray[np.float32]
-    itself: NDArray[np.float32]
-    entropies: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    spread: NDArray[np.float32]
-    agrees: NDArray[np.float32]
-    classes: NDArray[np.int64]
-    done: int = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all nets are through."""
-        return self.done == self.check.draws * len(self.stages)
-
-    def curve(self, method: str, measure: str) -> Curve:
-        """Means and intervals of one method under one measure; stages that are not through are undefined."""
-        row, column = self.methods.index(method), self.check.measures.index(measure)
-        return self._curves(row, column)
-
-    def _curves(self, row: int, column: int) -> Curve:
-        return curve(self.scores[row, column], self.itself[row, column], seed=self.check.seed)
-
-    @cached_property
-    def efficient_mprt(self) -> NDArray[np.float64]:
-        """`(M, N)` relative rise of entropy under full randomisation, averaged over draws; last stage of a cascade."""
-        found: NDArray[np.float64] = efficient_mprt(self.entropy[:, None], self.entropies[:, :, -1]).mean(axis=1)
-        return found
-
 
 Publish = Callable[[Checked], None]
 
@@ -145,6 +38,7 @@ def check_randomisation(
     batch_size: int | None = None,
     progress: Progress = silent,
     publish: Publish = lambda checked: None,
+    frame: Tensor | None = None,
 ) -> Checked:
     """Run a randomisation test.
 
@@ -156,6 +50,7 @@ def check_randomisation(
         batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
         publish: Called with what is known after every net.
+        frame: `(3, H, W)` uint8, the first image as the model sees it: then its maps are kept as a film strip.
 
     Returns:
         Similarities of every method, measure, draw, stage and image.
@@ -180,14 +75,20 @@ def check_randomisation(
     # A net is made for each part of the images: with few images there is one part.
     parts = [slice(start, min(start + AT_ONCE, len(x))) for start in range(0, len(x), AT_ONCE)]
     counter = _Counter(progress, _passes(classifier, check, len(x), len(names)))
+    strip = None if frame is None else Strip(frame.cpu(), ("trained", *names))
+    found = replace(found, strip=strip)
     for part in parts:
         trained = _Trained(classifier, x[part], check, measures, digests[part], batch_size, counter)
+        if strip is not None and part.start == 0:
+            strip.add(trained.native, trained.logits[0])
         found.itself[:, :, part], found.entropy[:, part], found.classes[part] = trained.itself()
         for draw in range(check.draws):
             how = replace(check.how, seed=seed_of(check.how.seed, str(draw), "draw") if draw else check.how.seed)
             for place, net in enumerate(randomised(classifier, how, images=x[part])):
                 where = (draw, place, part)
-                scores, entropies, spread, agrees = trained.compare(net, f"{draw}|{place}")
+                scores, entropies, spread, agrees, logits = trained.compare(net, f"{draw}|{place}")
+                if strip is not None and part.start == draw == 0:
+                    strip.add(trained.native, logits[0])
                 found.scores[:, :, draw, place, part] = scores
                 found.entropies[:, draw, place, part] = entropies
                 found.spread[where], found.agrees[where] = spread, agrees
@@ -248,6 +149,8 @@ class _Trained:
         self.classes = self.logits.argmax(dim=1)
         self.valid = _seen(classifier, x) if check.skips_baseline else None
         self.classifier = classifier
+        self.native: dict[str, Tensor] = {}
+        """The first image's maps at native resolution, of the net that was explained last."""
         self.maps = dict(self._explain(classifier, check.rows, check.seed))
 
     def _explain(
@@ -261,6 +164,7 @@ class _Trained:
         )  # fmt: skip
         self.counter.next()
         for name, explained in found.items():
+            self.native[name] = explained.maps[0]
             yield name, _at_input(explained.maps, (int(self.x.shape[2]), int(self.x.shape[3])))
 
     def itself(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
@@ -274,8 +178,8 @@ class _Trained:
 
     def compare(
         self, net: Classifier, name: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Similarities, entropies, spread of the logits and agreement of another net."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Tensor]:
+        """Similarities, entropies, spread of the logits, agreement and logits of another net."""
         logits = predict(net, self.x, batch_size=self.batch_size)
         rows = {method: given for method, given in self.check.rows.items() if method != "random"}
         # The same random numbers as for the trained net, so that only the weights differ; but for the random map.
@@ -284,7 +188,7 @@ class _Trained:
         spread = logits.std(dim=1) / self.logits.std(dim=1)
         agrees = (logits.argmax(dim=1) == self.classes).float()
         entropies = np.stack([entropy(found[method]).cpu().numpy() for method in self.maps])
-        return self._scores(found), entropies, spread.cpu().numpy(), agrees.cpu().numpy()
+        return self._scores(found), entropies, spread.cpu().numpy(), agrees.cpu().numpy(), logits
 
     def _scores(self, others: Mapping[str, Tensor]) -> NDArray[np.float32]:
         """`(M, Q, N)`."""

@@ -1,0 +1,125 @@
+"""`salviz sanity`: what becomes of maps when the net's weights are randomised."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from salviz.cli.arguments import Counter, computing, open_picture, positive, print_json, print_lines, split, whole
+from salviz.errors import RequestError
+
+if TYPE_CHECKING:
+    from salviz.images import Picture
+
+_METHODS = "gradient,input_x_gradient,guided_backprop,grad_cam"
+_MEASURES = "spearman_abs,spearman_signed,ssim"
+
+
+def add(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: What `add_subparsers` returned.
+    """
+    sanity = commands.add_parser(
+        "sanity", help="randomise a net stage by stage and compare its maps (Adebayo et al. 2018)"
+    )
+    sanity.set_defaults(run=_sanity)
+    sanity.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="files, folders of pictures, or samples such as sample:cat"
+    )
+    what = sanity.add_argument_group("what is explained")
+    what.add_argument("--model", default="tf_efficientnet_lite0", metavar="ID", help="default: %(default)s")
+    what.add_argument("--methods", default=_METHODS, metavar="IDS", help="default: %(default)s")
+    what.add_argument(
+        "--target", default="original", choices=("original", "argmax"),
+        help="the class that the trained net predicts (default), or the one the randomised net does",
+    )  # fmt: skip
+    how = sanity.add_argument_group("how the net is randomised")
+    how.add_argument(
+        "--order", default="top_down", metavar="ORDER", help="top_down (default), bottom_up, independent, full"
+    )
+    how.add_argument(
+        "--init", default="architecture", metavar="HOW",
+        help="architecture (default), module, truncated_normal, permute, moments",
+    )  # fmt: skip
+    how.add_argument(
+        "--statistics", default="reset", metavar="HOW", help="of batch norms: reset (default), keep, estimate"
+    )
+    how.add_argument("--draws", type=positive, default=1, metavar="N", help="draws of random weights (default: 1)")
+    how.add_argument("--seed", type=whole, default=0, metavar="N", help="default: %(default)s")
+    compared = sanity.add_argument_group("how maps are compared")
+    compared.add_argument("--measures", default=_MEASURES, metavar="IDS", help="default: %(default)s")
+    compared.add_argument(
+        "--skip-baseline",
+        action="store_true",
+        help="leave black pixels and those of the mean colour out of correlations",
+    )
+    computing(sanity)
+    shown = sanity.add_argument_group("what is written")
+    shown.add_argument("--out", metavar="DIR", help="folder for scores.csv and manifest.json")
+    shown.add_argument("--json", action="store_true", help="print the manifest instead of a summary")
+
+
+def _sanity(options: argparse.Namespace) -> None:
+    pictures = _pictures(options.images)
+    out = None if options.out is None else Path(options.out)
+    import json
+
+    import torch
+
+    from salviz import load
+    from salviz.classifiers.randomising import Randomisation
+    from salviz.sanity import Check, check_randomisation, report
+
+    how = Randomisation(options.order, options.init, options.statistics, options.seed)
+    check = Check(
+        dict.fromkeys(split(options.methods)), how, draws=options.draws, target=options.target,
+        measures=split(options.measures), skips_baseline=options.skip_baseline, seed=options.seed,
+    )  # fmt: skip
+    classifier = load(
+        options.model, device=options.device, autocast=options.autocast, channels_last=options.channels_last
+    )
+    prep = classifier.preprocessing
+    frames = torch.stack([prep.frame(shown.image) for shown in pictures]).to(classifier.device)
+    with Counter("Randomising: pass") as counter:
+        found = check_randomisation(
+            classifier, prep.normalise(frames), check, digests=[shown.digest for shown in pictures],
+            batch_size=options.batch_size, progress=counter.show,
+        )  # fmt: skip
+    written = report.manifest(found, classifier, [(shown.name, shown.digest) for shown in pictures])
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "scores.csv").write_text(
+                report.scores_csv(found, [shown.name for shown in pictures]), encoding="utf-8", newline=""
+            )
+            (out / "manifest.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RequestError(f"The results cannot be written to {out}; choose another folder.") from error
+    if options.json:
+        print_json(written)
+        return
+    print_lines(report.lines(found, classifier, len(pictures)))
+    if out is not None:
+        print(f"Wrote scores.csv, manifest.json to {out}")
+
+
+def _pictures(sources: list[str]) -> list[Picture]:
+    """The pictures of files, samples and folders, in order, each once."""
+    from salviz.images import folder_images, open_path
+
+    found: dict[str, Picture] = {}
+    for source in sources:
+        folder = Path(source)
+        if not source.startswith("sample:") and folder.is_dir():
+            names = folder_images(folder)
+            if not names:
+                raise RequestError(f"There is no picture in {source}.")
+            opened = [open_path(folder / name) for name in names]
+        else:
+            opened = [open_picture(source)]
+        for shown in opened:
+            found.setdefault(shown.digest, shown)
+    return list(found.values())

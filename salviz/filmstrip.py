@@ -1,0 +1,76 @@
+"""What people see of a randomisation test's maps: rows of small pictures, and one stage at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from salviz import maps, methods
+from salviz.overlay import DisplayRange, colorize, limits, overlay, resize_for_display, side_by_side
+from salviz.render import Display
+from salviz.sanity.strip import Strip
+
+Pixels = NDArray[np.uint8]
+_UNDEFINED = 128
+"""Grey of a map without a finite value."""
+
+
+def values(strip: Strip, method: str, place: int, *, is_signed: bool, is_smooth: bool) -> NDArray[np.float32]:
+    """A map at the input's resolution, `(H, W)` float32."""
+    found = torch.from_numpy(strip.map(method, place, is_signed=is_signed))[None]
+    size = (int(strip.frame.shape[1]), int(strip.frame.shape[2]))
+    laid = maps.resize(found, size) if is_smooth else maps.repeat_cells(found, size)
+    return np.asarray(laid[0].numpy(), dtype=np.float32)
+
+
+def _limits(strip: Strip, method: str, place: int, display: Display) -> tuple[float, float]:
+    native = strip.map(method, place, is_signed=display.is_signed)
+    mode = display.range_mode
+    if mode == "auto":
+        is_fine = methods.get(method).card.scaling == "percentile"
+        mode = DisplayRange.PERCENTILE if is_fine else DisplayRange.FULL
+    return limits(native, mode, diverging=display.is_diverging, percentiles=(0.0, 99.0))
+
+
+def stage(strip: Strip, method: str, place: int, display: Display, *, is_overlay: bool) -> Pixels:
+    """One net's map, alone or over what the model sees: `(H, W, 3)` uint8. Each map has its own scale.
+
+    Args:
+        strip: The film strips.
+        method: Id of a row.
+        place: 0 for the trained net.
+        display: Display choices.
+        is_overlay: Over the picture.
+    """
+    found = values(strip, method, place, is_signed=display.is_signed, is_smooth=display.is_smooth)
+    if not np.isfinite(found).any():
+        return np.full((*found.shape, 3), _UNDEFINED, dtype=np.uint8)
+    low, high = _limits(strip, method, place, display)
+    if not is_overlay:
+        return colorize(found, display.colormap_id, low, high)
+    under = np.ascontiguousarray(strip.frame.permute(1, 2, 0).numpy())
+    return overlay(under, found, display.colormap_id, low, high, display.opacity, follow_value=display.follows_value)
+
+
+def row(strip: Strip, method: str, places: Sequence[int], display: Display, *, width: int, background: int) -> Pixels:
+    """A method's maps side by side: `(h, w, 3)` uint8.
+
+    Args:
+        strip: The film strips.
+        method: Id of a row.
+        places: Which nets.
+        display: Display choices.
+        width: Of each map, in pixels.
+        background: Grey between them.
+    """
+    shown = [
+        resize_for_display(stage(strip, method, place, display, is_overlay=False), width)
+        for place in places
+        if place < len(strip.top)
+    ]
+    missing = len(places) - len(shown)
+    blank = np.full((*shown[0].shape[:2], 3), background, dtype=np.uint8)
+    return side_by_side([*shown, *[blank] * missing], 6, background=background)

@@ -1,0 +1,174 @@
+"""A randomisation test in words, as a table and in plain types."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from salviz import __version__, methods
+from salviz.classifiers.classifier import Classifier
+from salviz.metrics import Score
+from salviz.metrics.randomisation import verdict
+from salviz.sanity.checks import Checked
+from salviz.similarity.measures import find_measure
+
+COLUMNS = (
+    "image",
+    "method",
+    "measure",
+    "draw",
+    "place",
+    "stage",
+    "similarity",
+    "with_itself",
+    "entropy_before",
+    "entropy_after",
+    "logit_spread",
+    "same_prediction",
+)
+"""Columns of `scores_csv`."""
+
+
+def scores_csv(found: Checked, images: Sequence[str]) -> str:
+    """One line an image, method, measure, draw and stage, after a line of `COLUMNS` (RFC 4180, comma, CRLF).
+
+    Numbers have all their digits; undefined ones are empty.
+
+    Args:
+        found: Complete or under way.
+        images: A name each.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for row, method in enumerate(found.methods):
+        for column, measure in enumerate(found.check.measures):
+            for draw in range(found.check.draws):
+                for place, stage in enumerate(found.stages):
+                    for i, image in enumerate(images):
+                        numbers = (
+                            found.scores[row, column, draw, place, i],
+                            found.itself[row, column, i],
+                            found.entropy[row, i],
+                            found.entropies[row, draw, place, i],
+                            found.spread[draw, place, i],
+                            found.agrees[draw, place, i],
+                        )
+                        shown = ["" if math.isnan(value) else float(value) for value in numbers]
+                        writer.writerow((image, method, measure, draw, place, stage, *shown))
+    return text.getvalue()
+
+
+def verdicts(found: Checked, measure: str) -> dict[str, list[str]]:
+    """What was measured of each method, in words (see `metrics.randomisation.verdict`)."""
+    floor = found.curve("random", measure)
+    is_cumulative = found.check.how.order != "independent"
+    return {
+        method: verdict(found.curve(method, measure), found.stages, floor=floor, is_cumulative=is_cumulative)
+        for method in found.methods
+        if method not in ("random", "edge")
+    }
+
+
+def lines(found: Checked, classifier: Classifier, images: int) -> Iterator[str]:
+    """A test in a few lines: a table of means a measure, and a verdict a method.
+
+    Args:
+        found: Complete.
+        classifier: Whose net was randomised.
+        images: How many pictures.
+    """
+    how = found.check.how
+    draws = "" if found.check.draws == 1 else f", {found.check.draws} draws"
+    order, initialisation = (text.replace("_", " ") for text in (how.order, how.initialisation))
+    yield (
+        f"{classifier.title}, {images} {'picture' if images == 1 else 'pictures'}{draws}: {order}, initialisation "
+        f"{initialisation}, statistics {how.statistics}"
+    )
+    places = _places(len(found.stages))
+    names = [found.stages[place] for place in places]
+    for measure in found.check.measures:
+        yield ""
+        yield find_measure(measure).title
+        width = max(len(methods.get(method).card.title) for method in found.methods)
+        columns = [max(len(name), 5) for name in names]
+        yield "  ".join(["".ljust(width), *(name.rjust(size) for name, size in zip(names, columns, strict=True))])
+        told = verdicts(found, measure)
+        for method in found.methods:
+            stages = found.curve(method, measure).stages
+            values = [number(stages[place].value).rjust(size) for place, size in zip(places, columns, strict=True)]
+            words = "; ".join(told.get(method, ["what passes" if method == "random" else "what fails"]))
+            yield "  ".join([methods.get(method).card.title.ljust(width), *values, words])
+    yield ""
+    spread = [number(float(found.spread[:, place].mean())) for place in places]
+    agrees = [number(float(found.agrees[:, place].mean())) for place in places]
+    yield f"Spread of the logits beside the trained net's: {', '.join(spread)}"
+    yield f"Share of pictures with the same prediction: {', '.join(agrees)}"
+
+
+def _places(count: int) -> list[int]:
+    """At most eight stages, the first and the last among them."""
+    most = 8
+    return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+def number(value: float) -> str:
+    """Two decimals; a dash where undefined."""
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def manifest(found: Checked, classifier: Classifier, images: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Everything that determines a test, and its means, in plain types ready for JSON; undefined is None.
+
+    Args:
+        found: Complete.
+        classifier: Whose net was randomised.
+        images: Name and content digest of each picture.
+    """
+    check = found.check
+    return {
+        "version": __version__,
+        "classifier": classifier.id,
+        "weights": classifier.digest,
+        "images": [{"name": name, "digest": digest} for name, digest in images],
+        "check": {
+            "methods": {name: methods.get(name).card.check_parameters(given) for name, given in check.rows.items()},
+            "randomisation": asdict(check.how),
+            "draws": check.draws,
+            "target": check.target,
+            "measures": list(check.measures),
+            "skips_baseline": check.skips_baseline,
+            "seed": check.seed,
+        },
+        "stages": list(found.stages),
+        "spread": _plain(found.spread.mean(axis=(0, 2)).tolist()),
+        "agreement": _plain(found.agrees.mean(axis=(0, 2)).tolist()),
+        "efficient_mprt": {
+            method: _plain(row.tolist()) for method, row in zip(found.methods, found.efficient_mprt, strict=True)
+        },
+        "curves": {
+            measure: {method: _curve(found, method, measure) for method in found.methods} for measure in check.measures
+        },
+        "verdicts": {measure: verdicts(found, measure) for measure in check.measures},
+    }
+
+
+def _curve(found: Checked, method: str, measure: str) -> dict[str, Any]:
+    curve = found.curve(method, measure)
+    return {
+        "stages": [_score(score) for score in curve.stages],
+        "with_itself": _score(curve.itself),
+        "area": _score(curve.area),
+    }
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {name: _plain([value])[0] for name, value in asdict(score).items()}
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    return [None if isinstance(value, float) and math.isnan(value) else value for value in values]

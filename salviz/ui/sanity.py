@@ -1,0 +1,188 @@
+"""The parts of the Sanity checks page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from salviz.errors import SalvizError
+from salviz.ui import follow, panels, stages, state
+from salviz.ui.sidebar import Pick
+
+if TYPE_CHECKING:
+    from salviz.sanity import Check, Checked
+
+SLOT = "sanity"
+
+
+@dataclass
+class Chosen:
+    """What is to be checked.
+
+    Attributes:
+        check: Fully specified, or None while nothing is chosen or something is missing.
+        refused: Why a chosen method cannot explain the model, by method.
+        problems: One sentence each.
+    """
+
+    check: Check | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class View:
+    """What the page shows.
+
+    Attributes:
+        chosen: What is to be checked.
+        pick: The shared pick.
+        followed: Where the work stands, or None while something is missing.
+        found: Results, complete or not, or None.
+    """
+
+    chosen: Chosen
+    pick: Pick
+    followed: follow.Followed | None
+    found: Checked | None
+
+    def titles(self) -> Mapping[str, str]:
+        """Name of each row."""
+        from salviz import methods
+
+        assert self.found is not None  # noqa: S101 - the page asked
+        return {method: methods.get(method).card.title for method in self.found.methods}
+
+
+def header(pick: Pick) -> None:
+    """What is on screen, in one line, with the link."""
+    picture, loaded = pick.picture, pick.loaded
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        names = [picture.name if picture else "Sanity checks", loaded.classifier.title if loaded else ""]
+        st.title(" · ".join(panels.plain(name) for name in names if name), anchor=False, width="stretch")
+        panels.link(is_shareable=picture is None or picture.shareable)
+
+
+def choose(pick: Pick) -> Chosen:
+    """Methods, order and settings, above everything they change."""
+    from salviz.methods import METHODS
+
+    names: list[str] = st.multiselect(
+        "Methods",
+        [name for name in METHODS if name not in ("random", "edge")],
+        format_func=lambda key: METHODS[key].card.title,
+        key="checked",
+        persist_state="session",
+        placeholder="Choose methods",
+        select_all=False,
+        help="The random map, which passes, and the edge map, which never moves, always stand beside them.",
+    )
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        order = panels.choice("Order in which stages are randomised", state.ORDERS, "order")
+        with st.popover("Settings", icon=":material/settings:"):
+            start = panels.pick("New weights", state.INITIALISATIONS, "start")
+            statistics = panels.choice(
+                "Statistics of batch norms",
+                state.STATISTICS,
+                "stats",
+                meaning="Those of training no longer fit random weights: kept, they let activations explode.",
+            )
+            draws = st.number_input(
+                "Draws of new weights", min_value=1, max_value=10, step=1, key="draws", persist_state="session"
+            )
+            rule = panels.choice(
+                "Class that is explained",
+                {"original": "The trained net's", "argmax": "Each net's own"},
+                "rule",
+                meaning="The authors' code explains what the net at hand predicts; most others keep the class.",
+            )
+    chosen = Chosen()
+    if pick.request is None or pick.picture is None or pick.loaded is None:
+        return chosen
+    asked: dict[str, Any] = {}
+    for name in names:
+        reason = METHODS[name].refusal(pick.loaded.classifier)
+        if reason is None:
+            asked[name] = dict(pick.request.settings) if name == pick.request.method else None
+        else:
+            chosen.refused[name] = reason
+    chosen.problems += list(chosen.refused.values())
+    if not asked:
+        return chosen
+    from salviz.classifiers.randomising import Randomisation
+    from salviz.sanity import Check
+    from salviz.similarity.measures import MEASURES
+
+    if st.session_state["measure"] not in MEASURES:
+        st.session_state["measure"] = "spearman_abs"
+    try:
+        chosen.check = Check(
+            asked,
+            Randomisation(order, start, statistics, pick.request.seed),  # type: ignore[arg-type]
+            draws=int(draws),
+            target=rule,  # type: ignore[arg-type]
+            measures=tuple(MEASURES),
+            seed=pick.request.seed,
+        )
+    except SalvizError as error:
+        chosen.problems.append(str(error))
+    return chosen
+
+
+def look(chosen: Chosen, pick: Pick) -> View:
+    """Ask for what was chosen."""
+    if chosen.check is None or pick.picture is None or pick.loaded is None:
+        return View(chosen, pick, None, None)
+    followed = follow.follow(SLOT, stages.task(chosen.check, pick))
+    return View(chosen, pick, followed, followed.result)
+
+
+def status(view: View) -> None:
+    """One line that is always there: how far the work is, or what it rests on."""
+    followed = view.followed
+    with st.container(key="status"):
+        if followed is None:
+            if view.pick.request is not None and not view.chosen.refused:
+                st.caption("Nothing is chosen. Choose at least one method above.")
+            return
+        if followed.state == "running":
+            follow.progress(SLOT, followed, "Randomising")
+            return
+        if followed.state != "done":
+            sentence = {
+                "waiting": f"This will take about {follow.duration(followed.seconds)}; results come stage by stage.",
+                "stopped": "The check was stopped.",
+                "failed": followed.error or "The check failed.",
+            }[followed.state]
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.button("Compute", type="primary", key="compute", on_click=follow.compute, args=(SLOT, followed.key))
+                st.markdown(sentence, width="content")
+            return
+        found = followed.result
+        st.caption(
+            f"{panels.counted(len(found.stages), 'net', 'nets')} with random weights"
+            + (f", {found.check.draws} draws each" if found.check.draws > 1 else "")
+            + ", one picture: intervals need several pictures, as `salviz sanity` takes them."
+        )
+
+
+def empty() -> None:
+    """The layout before there is anything to show."""
+    for column in st.columns([1.5, 1]):
+        with column:
+            for _ in range(3):
+                st.skeleton(110)
+
+
+def results(view: View) -> None:
+    """Film strips beside the curves, and one stage in full."""
+    left, right = st.columns([1.5, 1], gap="medium")
+    with left:
+        stages.strips(view)
+    with right:
+        stages.curves(view)
+    stages.slider(view)
+    stages.table(view)

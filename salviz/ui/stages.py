@@ -1,0 +1,250 @@
+"""What the Sanity checks page shows of the stages: film strips, curves, one stage in full, and verdicts."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from salviz.ui import display, drawn, follow, panels, state
+from salviz.ui.sidebar import Pick
+
+if TYPE_CHECKING:
+    from salviz.sanity import Check
+    from salviz.ui.sanity import View
+
+_MOST = 8
+"""Nets in a strip: more would be too small to see."""
+_THUMB = 96
+_LIGHT, _DARK = 255, 18
+"""The page's ground, between the pictures."""
+
+
+def task(check: Check, pick: Pick) -> follow.Task:
+    """The work of a check of the picked photograph and classifier."""
+    from salviz.engine import passes
+
+    picture, loaded = pick.picture, pick.loaded
+    assert picture is not None  # noqa: S101 - the page asked
+    classifier = loaded.classifier
+    nets = len(check.how.plan(_stages(classifier.digest, classifier)))
+    count = passes(check.rows, classifier.preprocessing.input_size) * (1 + nets * check.draws)
+    seconds = float(count * loaded.seconds_per_pass)
+
+    def run(job: Any) -> Any:
+        from salviz.sanity import check_randomisation
+
+        prep = classifier.preprocessing
+        frame = prep.frame(picture.image)
+        x = prep.normalise(frame[None].to(classifier.device))
+        return check_randomisation(
+            classifier, x, check, digests=[picture.digest], progress=job.tick, publish=job.publish, frame=frame
+        )
+
+    text = f"{check!r}|{picture.digest}|{classifier.digest}|{classifier.id}"
+    return follow.Task(
+        hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), seconds, seconds > follow.PATIENT_SECONDS, run
+    )
+
+
+@st.cache_data(show_spinner=False, max_entries=50)
+def _stages(digest: str, _classifier: Any) -> Any:
+    from salviz.classifiers.stages import find_stages
+
+    return find_stages(_classifier)
+
+
+def _places(view: View) -> list[int]:
+    """Which nets a strip shows, the trained one first."""
+    assert view.found is not None and view.found.strip is not None  # noqa: S101, PT018 - the page asked
+    count = len(view.found.strip.places)
+    return list(range(count)) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
+
+
+@st.fragment
+def strips(view: View) -> None:
+    """A row a method: its map of the trained net, then of nets with more and more random weights."""
+    found = view.found
+    assert found is not None and found.strip is not None  # noqa: S101, PT018 - the page asked
+    places = _places(view)
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader("Film strips", anchor=False, width="stretch")
+        display.controls(None)
+    names = [found.strip.places[place] for place in places]
+    st.caption("Each map on its own scale, from left to right: " + ", ".join(f"{name}" for name in names) + ".")
+    measure = _measure()
+    told = _verdicts(view, measure)
+    ground = _DARK if panels.theme() == "dark" else _LIGHT
+    for method, title in view.titles().items():
+        choices = display.chosen(_card(method))
+        words = "; ".join(told.get(method, [""])) if found.is_complete else ""
+        st.markdown(f"**{title}**" + (f": {words}" if words else ""))
+        content = drawn.strip(
+            view.followed.key if view.followed else "", method, tuple(places), len(found.strip.top), choices, _THUMB,
+            ground, found.strip,
+        )  # fmt: skip
+        st.image(content, width="stretch", alt=f"{title}: maps of {', '.join(names)}")
+    state.write_url()
+
+
+def _card(method: str) -> Any:
+    from salviz import methods
+
+    return methods.get(method).card
+
+
+def _measure() -> str:
+    return str(st.session_state["measure"])
+
+
+def _verdicts(view: View, measure: str) -> dict[str, list[str]]:
+    from salviz.sanity.report import verdicts
+
+    assert view.found is not None  # noqa: S101 - the page asked
+    return verdicts(view.found, measure) if view.found.is_complete else {}
+
+
+@st.fragment
+def curves(view: View) -> None:
+    """Similarity along the stages, with the calibration lines."""
+    from salviz import figures, methods
+    from salviz.similarity.measures import MEASURES
+
+    found = view.found
+    assert found is not None  # noqa: S101 - the page asked
+    st.subheader("How alike the maps stay", anchor=False)
+    before = _measure()
+    measure = panels.pick("Similarity", {name: known.title for name, known in MEASURES.items()}, "measure")
+    if measure != before:
+        # The verdicts beside the strips are of this similarity.
+        st.rerun()
+    st.caption(MEASURES[measure].meaning)
+    order = list(methods.METHODS)
+    colours = {method: figures.method_colour(_card(method).family, order.index(method)) for method in found.methods}
+    stage = st.session_state["stage"]
+    current = found.stages.index(stage) if stage in found.stages else None
+    known = {method: found.curve(method, measure) for method in found.methods}
+    figure = figures.randomisation(
+        found.stages, known, colours, view.titles(), current=current, measure=MEASURES[measure].title,
+        theme=panels.theme(),
+    )  # fmt: skip
+    last = {method: panels.number(curve.stages[-1].value) for method, curve in known.items()}
+    st.plotly_chart(
+        figure,
+        theme=None,
+        key="curves",
+        config={"displayModeBar": False},
+        alt=f"{MEASURES[measure].title} along the stages; at the last one "
+        + ", ".join(f"{view.titles()[method]} {value}" for method, value in last.items()),
+    )
+    st.caption(
+        "A method that explains the net falls as weights become random. The dashed line is a map of the picture's "
+        "edges, which never moves; the dotted one a random map, drawn anew for each net."
+    )
+    state.write_url()
+
+
+@st.fragment
+def slider(view: View) -> None:
+    """One stage in full: its map over the picture, and what the net predicts."""
+    found, picked = view.found, view.pick
+    assert found is not None and found.strip is not None and picked.loaded is not None  # noqa: S101, PT018
+    strip, labels = found.strip, picked.loaded.classifier.labels
+    places = list(strip.places[: len(strip.top)])
+    if len(places) < 2:
+        return
+    st.subheader("One stage at a time", anchor=False)
+    titles = {method: title for method, title in view.titles().items() if method not in ("random", "edge")}
+    if st.session_state["shown"] not in titles:
+        st.session_state["shown"] = next(iter(titles))
+    if st.session_state["stage"] not in places:
+        st.session_state["stage"] = places[0]
+    method = panels.pick("Method", titles, "shown")
+    stage = st.select_slider(
+        "Random up to" if found.check.how.order in ("top_down", "bottom_up") else "Random",
+        places,
+        key="stage",
+        format_func=lambda name: "nothing: the trained net" if name == "trained" else name,
+        persist_state="session",
+    )
+    place = places.index(stage)
+    choices = display.chosen(_card(method))
+    columns = st.columns([1, 1, 1.2])
+    for column, start, caption in ((columns[0], 0, "Trained"), (columns[1], place, stage)):
+        with column:
+            content = drawn.stage(view.followed.key if view.followed else "", method, start, choices, strip)
+            st.image(content, caption=caption, width="stretch", alt=f"{titles[method]}: {caption}")
+    classes, probabilities = strip.top[place]
+    with columns[2]:
+        st.markdown("**This net predicts**")
+        for index, probability in zip(classes, probabilities, strict=True):
+            st.progress(min(1.0, probability), text=f"{panels.plain(labels.short(index))}  {probability:.2f}")
+        if place:
+            measure = _measure()
+            score = found.curve(method, measure).stages[place - 1]
+            spread = float(found.spread[0, place - 1, 0])
+            st.caption(
+                f"Similarity with the trained net's map {panels.number(score.value)}. The logits spread "
+                f"{panels.number(spread)} times as wide as the trained net's."
+            )
+    state.write_url()
+
+
+def table(view: View) -> None:
+    """All numbers, and the files."""
+    from salviz.sanity import report
+
+    found, picked = view.found, view.pick
+    assert found is not None and picked.picture is not None and picked.loaded is not None  # noqa: S101, PT018
+    if not found.is_complete:
+        return
+    measure = _measure()
+    titles = view.titles()
+    with st.expander("Numbers"):
+        columns = {"Stage": list(found.stages)}
+        columns |= {
+            titles[method]: [panels.number(score.value) for score in found.curve(method, measure).stages]
+            for method in found.methods
+        }
+        columns["Logit spread"] = [panels.number(float(value)) for value in found.spread.mean(axis=(0, 2))]
+        columns["Same prediction"] = ["yes" if value == 1 else "no" for value in found.agrees[0, :, 0]]
+        st.dataframe(columns, hide_index=True)
+        rises = ", ".join(
+            f"{titles[method]} {panels.number(float(row.mean()))}"
+            for method, row in zip(found.methods, found.efficient_mprt, strict=True)
+        )
+        st.caption(f"Efficient MPRT, the rise of entropy at the last stage as a share: {rises}.")
+        name = picked.picture.name or "picture"
+        with st.container(horizontal=True):
+            st.download_button(
+                "All similarities (CSV)",
+                lambda: report.scores_csv(found, [name]).encode(),
+                f"{_file(name)}-sanity.csv",
+                on_click="ignore",
+                type="tertiary",
+                key="download.csv",
+            )
+            st.download_button(
+                "Manifest (JSON)",
+                lambda: _manifest(view).encode(),
+                f"{_file(name)}-sanity.json",
+                on_click="ignore",
+                type="tertiary",
+                key="download.json",
+            )
+
+
+def _file(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.casefold()).strip("-") or "picture"
+
+
+def _manifest(view: View) -> str:
+    import json
+
+    from salviz.sanity import report
+
+    assert view.found is not None and view.pick.picture is not None  # noqa: S101, PT018 - the page asked
+    picture = view.pick.picture
+    found = report.manifest(view.found, view.pick.loaded.classifier, [(picture.name, picture.digest)])
+    return json.dumps(found, indent=2, allow_nan=False)

@@ -1,0 +1,123 @@
+"""The Sanity checks page: first visit, settings, verdicts, refused methods, stopped work, bad links."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from salviz import load
+from salviz.classifiers.stages import find_stages
+from salviz.ui import follow
+from tests.pages.conftest import ROOT, TIMEOUT
+
+Open = Callable[..., AppTest]
+FAST = {"checked": "gradient,grad_cam", "start": "permute"}
+
+
+@pytest.fixture
+def sanity(tiny: str) -> Open:
+    """Open the page as a link does."""
+
+    def open_link(**fields: Any) -> AppTest:
+        app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=TIMEOUT)
+        for key, value in {"model": tiny, **fields}.items():
+            app.query_params[key] = value
+        return app.switch_page("pages/sanity.py").run()
+
+    return open_link
+
+
+def texts(app: AppTest) -> str:
+    return "\n".join(element.value for element in [*app.markdown, *app.caption, *app.warning])
+
+
+def test_the_first_visit_shows_strips_curves_and_verdicts(sanity: Open, tiny: str) -> None:
+    app = sanity()
+    assert not app.exception
+    stages = find_stages(load(tiny))
+    headings = [header.value for header in app.subheader]
+    assert headings == ["Film strips", "How alike the maps stay", "One stage at a time"]
+    told = texts(app)
+    assert f"{len(stages)} nets with random weights" in told
+    for title in ("Gradient", "Input × gradient", "Guided backprop", "Grad-CAM"):
+        assert f"**{title}**: " in told
+    assert "**Edge detector (control)**" in told
+    # A verdict says what was measured.
+    assert "moves with" in told or "ignores" in told
+    assert app.query_params == {"model": tiny}
+
+
+def test_settings_reach_the_check_and_the_link(sanity: Open) -> None:
+    app = sanity(**FAST, order="full")
+    assert "1 net with random weights" in texts(app)
+    app.number_input(key="draws").set_value(2).run()
+    assert "1 net with random weights, 2 draws each" in texts(app)
+    assert app.query_params["draws"] == "2"
+    assert app.query_params["order"] == "full"
+    assert app.query_params["checked"] == "gradient,grad_cam"
+    rows = app.main.dataframe[0].value
+    assert list(rows["Stage"]) == ["all"]
+    assert list(rows["Edge detector (control)"]) == ["1.00"]
+
+
+def test_the_slider_shows_a_stage_and_what_its_net_predicts(sanity: Open, tiny: str) -> None:
+    app = sanity(**FAST)
+    stages = [stage.name for stage in find_stages(load(tiny))]
+    slider = app.select_slider(key="stage")
+    assert slider.value == "trained"
+    slider.set_value(stages[1]).run()
+    assert not app.exception
+    assert "The logits spread" in texts(app)
+    assert app.query_params["stage"] == stages[1]
+    app.selectbox(key="measure").set_value("top_k").run()
+    assert not app.exception
+    assert "How many of the most salient pixels are the same." in texts(app)
+    assert app.query_params["measure"] == "top_k"
+
+
+def test_a_method_that_cannot_explain_the_model_says_why_and_the_others_stay(sanity: Open, tiny_vit: str) -> None:
+    app = sanity(model=tiny_vit, checked="gradient,guided_backprop", order="full")
+    assert not app.exception
+    assert any("ReLU" in warning.value for warning in app.warning)
+    told = texts(app)
+    assert "**Gradient**" in told
+    assert "**Guided backprop**" not in told
+
+
+def test_nothing_chosen_is_said(sanity: Open) -> None:
+    app = sanity(**FAST, order="full")
+    app.multiselect(key="checked").set_value([]).run()
+    assert not app.exception
+    assert "Nothing is chosen. Choose at least one method above." in texts(app)
+
+
+def test_dear_work_waits_and_can_be_asked_for(sanity: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "PATIENT_SECONDS", 0.0)
+    app = sanity(**FAST, order="full")
+    assert "This will take about" in texts(app)
+    assert not app.subheader
+    app.button(key="compute").click().run()
+    assert "1 net with random weights" in texts(app)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("order", "sideways", "“order” was left out"),
+        ("start", "zeros", "“start” was left out"),
+        ("draws", "99", "“draws” was left out: it must lie between 1 and 10"),
+        ("checked", "gradient,nonsense", "there is no 'nonsense'"),
+    ],
+)
+def test_bad_links_cost_a_sentence(sanity: Open, field: str, value: str, sentence: str) -> None:
+    app = sanity(**{**FAST, "order": "full", field: value})
+    assert not app.exception
+    assert any(sentence in warning.value for warning in app.warning)
+
+
+def test_unknown_similarity_and_stage_fall_back(sanity: Open) -> None:
+    app = sanity(**FAST, order="full", measure="psnr", stage="nowhere", shown="lime")
+    assert not app.exception
+    assert app.selectbox(key="measure").value == "spearman_abs"
+    assert app.select_slider(key="stage").value == "trained"
