@@ -213,6 +213,9 @@ def agreement(
     return figure
 
 
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "hexagon")
+
+
 def randomisation(
     stages: Sequence[str],
     curves: Mapping[str, Curve],
@@ -237,7 +240,7 @@ def randomisation(
     palette = PALETTES[theme]
     figure = go.Figure()
     places = list(range(len(stages)))
-    for method, curve in curves.items():
+    for number, (method, curve) in enumerate(curves.items()):
         values = [None if math.isnan(score.value) else score.value for score in curve.stages]
         is_line = method in ("random", "edge")
         known = [i for i in places if not is_line and not math.isnan(curve.stages[i].low)]
@@ -256,7 +259,8 @@ def randomisation(
                 legendgroup=method, connectgaps=False,
                 line={"color": palette.muted if is_line else colours[method], "width": 1.5 if is_line else 2,
                       "dash": {"random": "dot", "edge": "dash"}.get(method, "solid")},
-                marker={"size": 6},
+                # Methods of one family have one hue: the symbol tells them apart.
+                marker={"size": 7, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
                 customdata=[
                     [stages[i], f"{score.undefined} undefined" if score.undefined else ""]
                     for i, score in enumerate(curve.stages)
@@ -266,7 +270,7 @@ def randomisation(
         )  # fmt: skip
     if current is not None:
         figure.add_vline(x=current, line={"color": palette.muted, "width": 1, "dash": "dot"})
-    figure.update_layout(**_layout(palette, 380))
+    figure.update_layout(**_layout(palette, 460))
     figure.update_layout(
         showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

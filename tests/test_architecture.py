@@ -187,7 +187,7 @@ def test_every_widget_of_the_pick_persists() -> None:
     found = 0
     for path in (ROOT / "salviz" / "ui").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in WIDGETS:
+            if isinstance(node, ast.Call) and ast.unparse(node.func).removeprefix("st.") in WIDGETS:
                 given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 found += 1
                 assert given.get("persist_state") == "'session'" or given.get("disabled") == "True", (path.name, given)

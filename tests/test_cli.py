@@ -232,7 +232,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     [
         ([], "arguments are required"),
         (["explain"], "IMAGE"),
-        (["train"], "'train'"),
+        (["fly"], "'fly'"),
         (["explain", "a.png", "--opacity", "3"], "--opacity: must be a number from 0 to 1, not '3'"),
         (["explain", "a.png", "--batch-size", "0"], "a whole number from 1"),
         (["explain", "a.png", "--seed", "x"], "a whole number from 0"),

@@ -64,14 +64,14 @@ def test_files_hold_the_librarys_numbers(
     told = capsys.readouterr()
     assert told.err == ""
     found = direct(small, folder)
-    text = (out / "scores.csv").read_text(newline="")
+    text = (out / "scores.csv").read_bytes().decode()
     assert text == report.scores_csv(found, ["12.png", "13.png"])
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == found.scores.size
     picked = [row for row in rows if row["method"] == "grad_cam" and row["measure"] == "cosine" and row["draw"] == "1"]
     values = [float(row["similarity"] or "nan") for row in picked]
     np.testing.assert_allclose(values, found.scores[1, 1, 1].reshape(-1), rtol=1e-6)
-    assert {row["stage"] for row in rows} == {"linear", "features", "conv1"} or len(found.stages) == 3
+    assert [row["stage"] for row in rows[:6:2]] == list(found.stages) == ["linear", "features", "conv1"]
 
     written = json.loads((out / "manifest.json").read_text())
     assert written["stages"] == list(found.stages)
@@ -106,7 +106,7 @@ def test_the_manifest_can_be_printed(folder: Path, capsys: pytest.CaptureFixture
         (["--order", "sideways"], "There is no order 'sideways'"),
         (["--init", "zeros"], "There is no initialisation 'zeros'"),
         (["--measures", "psnr"], "There is no similarity 'psnr'"),
-        (["--methods", "guided_backprop,lrp,legrad"], "LeGrad"),
+        (["--methods", "gradient,legrad"], "has no attention"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(

@@ -59,7 +59,10 @@ def _places(view: View) -> list[int]:
     """Which nets a strip shows, the trained one first."""
     assert view.found is not None and view.found.strip is not None  # noqa: S101, PT018 - the page asked
     count = len(view.found.strip.places)
-    return list(range(count)) if count <= _MOST else [round(i * (count - 1) / (_MOST - 1)) for i in range(_MOST)]
+    if count <= _MOST:
+        return list(range(count))
+    # The trained net and the first stage, where the difference shows, and the others evenly.
+    return [0, *(1 + round(i * (count - 2) / (_MOST - 2)) for i in range(_MOST - 1))]
 
 
 @st.fragment
@@ -151,9 +154,7 @@ def slider(view: View) -> None:
     found, picked = view.found, view.pick
     assert found is not None and found.strip is not None and picked.loaded is not None  # noqa: S101, PT018
     strip, labels = found.strip, picked.loaded.classifier.labels
-    places = list(strip.places[: len(strip.top)])
-    if len(places) < 2:
-        return
+    places = list(strip.places)
     st.subheader("One stage at a time", anchor=False)
     titles = {method: title for method, title in view.titles().items() if method not in ("random", "edge")}
     if st.session_state["shown"] not in titles:
@@ -169,9 +170,13 @@ def slider(view: View) -> None:
         persist_state="session",
     )
     place = places.index(stage)
+    if place >= len(strip.top):
+        st.caption(f"The net that is random up to {stage} has not been explained yet.")
+        return
     choices = display.chosen(_card(method))
     columns = st.columns([1, 1, 1.2])
-    for column, start, caption in ((columns[0], 0, "Trained"), (columns[1], place, stage)):
+    other = f"Random: {stage}" if place else "The same: move the slider"
+    for column, start, caption in ((columns[0], 0, "Trained"), (columns[1], place, other)):
         with column:
             content = drawn.stage(view.followed.key if view.followed else "", method, start, choices, strip)
             st.image(content, caption=caption, width="stretch", alt=f"{titles[method]}: {caption}")

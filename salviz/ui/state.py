@@ -197,7 +197,7 @@ FIELDS: tuple[Field, ...] = (
     Field("draws", 1, lambda text: int(_between(1, 10)(text)), page="sanity"),
     Field("rule", "original", _one_of("original", "argmax"), page="sanity"),
     Field("measure", "spearman_abs", page="sanity"),
-    Field("shown", "", page="sanity"),
+    Field("shown", "gradient", page="sanity"),
     Field("stage", "trained", page="sanity"),
     Field(
         "turn", "rotate", _one_of(*(key for key, card in AUGMENTATIONS.items() if card.has_magnitude)), page="explore"

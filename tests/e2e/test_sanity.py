@@ -1,0 +1,46 @@
+"""The Sanity checks page in a real browser: a cold deep link, stages, verdicts, its link; wide, narrow, light, dark."""
+
+from typing import Any
+
+from tests.e2e.conftest import NARROW, Open, Server
+from tests.e2e.test_explore import LITE, expect, fields, heading, screenshot, settled
+
+FEW = "sanity?checked=gradient,grad_cam&order=full"
+
+
+def is_complete(page: Any, sentence: str) -> None:
+    expect(page.get_by_text(sentence)).to_be_visible()
+    settled(page)
+    expect(page.locator(".st-key-curves .js-plotly-plot")).to_be_visible()
+
+
+def test_a_cold_deep_link_checks_and_the_link_comes_back(server: Server, open_page: Open) -> None:
+    page = open_page(f"{server.url}/{FEW}&stage=all&measure=top_k")
+    expect(heading(page)).to_have_text(f"Cat · {LITE}")
+    is_complete(page, "1 net with random weights")
+    for title in ("Gradient", "Grad-CAM", "Random (control)", "Edge detector (control)"):
+        expect(page.get_by_role("img", name=f"{title}: maps of trained, all")).to_be_visible()
+    expect(page.get_by_role("img", name="Gradient: Random: all")).to_be_visible()
+    expect(page.get_by_text("The logits spread")).to_be_visible()
+    assert fields(page) == {"checked": "gradient,grad_cam", "order": "full", "stage": "all", "measure": "top_k"}
+    page.get_by_text("Numbers", exact=True).click()
+    expect(page.get_by_text("Efficient MPRT")).to_be_visible()
+    again = open_page(page.url)
+    is_complete(again, "1 net with random weights")
+    assert fields(again) == fields(page)
+
+
+def test_stages_come_one_by_one_and_the_first_visit_tells_the_papers_story(server: Server, open_page: Open) -> None:
+    page = open_page(f"{server.url}/sanity?checked=gradient")
+    # Nineteen nets on a slow machine: the first strips are there long before the last.
+    expect(page.get_by_role("img", name="Gradient: maps of").first).to_be_visible(timeout=90_000)
+    is_complete(page, "19 nets with random weights")
+    expect(page.get_by_text("Gradient: moves with classifier")).to_be_visible()
+    screenshot(page, "sanity", whole=True)
+
+
+def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None:
+    page = open_page(f"{server.url}/{FEW}", viewport=NARROW, color_scheme="dark")
+    is_complete(page, "1 net with random weights")
+    assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    screenshot(page, "sanity-narrow-dark", whole=True)
