@@ -104,7 +104,8 @@ def lines(found: Checked, classifier: Classifier, images: int) -> Iterator[str]:
             words = "; ".join(told.get(method, ["what passes" if method == "random" else "what fails"]))
             yield "  ".join([methods.get(method).card.title.ljust(width), *values, words])
     yield ""
-    spread = [number(float(found.spread[:, place].mean())) for place in places]
+    # Over orders of magnitude: a random net's logits may all but vanish.
+    spread = [f"{float(found.spread[:, place].mean()):.2g}" for place in places]
     agrees = [number(float(found.agrees[:, place].mean())) for place in places]
     yield f"Spread of the logits beside the trained net's: {', '.join(spread)}"
     yield f"Share of pictures with the same prediction: {', '.join(agrees)}"

@@ -191,7 +191,7 @@ def slider(view: View) -> None:
             spread = float(found.spread[0, place - 1, 0])
             st.caption(
                 f"Similarity with the trained net's map {panels.number(score.value)}. The logits spread "
-                f"{panels.number(spread)} times as wide as the trained net's."
+                f"{spread:.2g} times as wide as the trained net's."
             )
     state.write_url()
 
@@ -212,7 +212,7 @@ def table(view: View) -> None:
             titles[method]: [panels.number(score.value) for score in found.curve(method, measure).stages]
             for method in found.methods
         }
-        columns["Logit spread"] = [panels.number(float(value)) for value in found.spread.mean(axis=(0, 2))]
+        columns["Logit spread"] = [f"{float(value):.2g}" for value in found.spread.mean(axis=(0, 2))]
         columns["Same prediction"] = ["yes" if value == 1 else "no" for value in found.agrees[0, :, 0]]
         st.dataframe(columns, hide_index=True)
         rises = ", ".join(
