@@ -5,8 +5,8 @@ from salviz.ui import frame, panels, sanity
 pick = frame.guard()
 sanity.header(pick)
 chosen = sanity.choose(pick)
-panels.problems([*pick.problems, *chosen.problems])
 view = sanity.look(chosen, pick)
+panels.problems(view.problems)
 sanity.status(view)
 if view.found is None:
     sanity.empty()

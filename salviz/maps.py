@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salviz.methods.card import Evidence, MethodCard
+from salviz.similarity.normalising import percentile as upper_percentile
 
 
 def signed(raw: Tensor) -> Tensor:
@@ -67,13 +68,7 @@ def scale_percentile(maps: Tensor, percentile: float = 99.0) -> Tensor:
         `(N, H, W)` in [0, 1]; zero where the map is flat below the percentile (the original divides by zero).
     """
     flat = maps.flatten(1)
-    position = (flat.shape[1] - 1) * percentile / 100.0
-    below = int(position)
-    # Only the top of the order is needed; a full sort would cost more than the SSIM that follows.
-    top = flat.topk(flat.shape[1] - below, dim=1).values
-    low_order = top[:, -1]
-    high_order = top[:, -2] if top.shape[1] > 1 else low_order
-    high = (low_order + (high_order - low_order) * (position - below)).view(-1, 1, 1)
+    high = upper_percentile(flat, percentile).view(-1, 1, 1)
     low = flat.amin(dim=1).view(-1, 1, 1)
     span = high - low
     scaled = ((maps - low) / span).clamp(0, 1)

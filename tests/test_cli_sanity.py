@@ -106,7 +106,7 @@ def test_the_manifest_can_be_printed(folder: Path, capsys: pytest.CaptureFixture
         (["--order", "sideways"], "There is no order 'sideways'"),
         (["--init", "zeros"], "There is no initialisation 'zeros'"),
         (["--measures", "psnr"], "There is no similarity 'psnr'"),
-        (["--methods", "gradient,legrad"], "has no attention"),
+        (["--methods", "legrad"], "has no attention"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
@@ -117,6 +117,15 @@ def test_what_cannot_be_done_is_one_sentence(
     assert sentence in told.err
     assert len(told.err.splitlines()) == 1
     assert told.out == ""
+
+
+def test_methods_that_cannot_explain_the_model_are_left_out_and_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sanity", str(folder), "--methods", "gradient,legrad", "--order", "full", "--measures", "cosine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("Left out: LeGrad. toy has no attention") for line in lines)
+    assert any(line.startswith("Gradient ") for line in lines)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ position tables and layer scales too.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -67,35 +68,59 @@ def find_stages(classifier: Classifier) -> tuple[Stage, ...]:
     """The stages of a classifier, from the logits down to the input.
 
     Args:
-        classifier: Run once on a grey picture.
+        classifier: A copy of it without values is run once; it is not touched itself unless that fails.
 
     Returns:
         A partition of the parameters; what no pass uses comes last, as one stage of its own.
     """
-    module = classifier.module
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    height, width = classifier.preprocessing.input_size
-    grey = torch.zeros(1, 3, height, width, device=classifier.device)
-    first_use = _FirstUse(names)
-    # Where gradients are recorded, attention takes the way that shows its weights to the mode.
-    with classifier.lock, torch.no_grad(), first_use:
-        classifier.forward(grey, is_published=True)
+    # A copy without values costs nothing to run, and nobody needs to wait for work on the net itself to end.
+    try:
+        module = _without_values(classifier.module)
+        order = _order(module, classifier)
+    except (RuntimeError, NotImplementedError):
+        # Some nets look at values on their way.
+        module = classifier.module
+        with classifier.lock:
+            order = _order(module, classifier)
+    names = [name for name, _ in module.named_parameters()]
     used: list[tuple[str, tuple[str, ...]]] = []
     unused: list[tuple[str, tuple[str, ...]]] = []
-    known = set(names.values())
+    known = set(names)
     for name, given in _units(module, ""):
         # A parameter that is shared goes by one name, with the module that was registered first.
         members = tuple(member for member in given if member in known)
         if not members:
             continue
-        (used if any(member in first_use.order for member in members) else unused).append((name, members))
-    used.sort(key=lambda unit: min(first_use.order.get(member, len(names)) for member in unit[1]))
+        (used if any(member in order for member in members) else unused).append((name, members))
+    used.sort(key=lambda unit: min(order.get(member, len(names)) for member in unit[1]))
     found = [Stage(name, members) for name, members in _joined(used, dict(module.named_modules()))][::-1]
     if unused:
         found.append(Stage("not used", tuple(member for _, members in unused for member in members), is_used=False))
-    if sorted(member for stage in found for member in stage.parameters) != sorted(names.values()):
+    if sorted(member for stage in found for member in stage.parameters) != sorted(names):
         raise AssertionError(f"the stages of {classifier.title} are no partition of its parameters")
     return tuple(found)
+
+
+def _without_values(module: nn.Module) -> nn.Module:
+    """A copy on the meta device, made without copying a number; what is shared stays shared."""
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        for parameter in module.parameters()
+    }
+    memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, memo)
+
+
+def _order(module: nn.Module, classifier: Classifier) -> dict[str, int]:
+    """When a forward pass first uses each parameter; what it does not use is missing."""
+    first_use = _FirstUse({id(parameter): name for name, parameter in module.named_parameters()})
+    height, width = classifier.preprocessing.input_size
+    grey = torch.zeros(1, 3, height, width, device=next(module.parameters()).device)
+    if classifier.channels_last:
+        grey = grey.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), first_use:
+        module(grey)
+    return first_use.order
 
 
 def _units(module: nn.Module, prefix: str) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -86,6 +86,7 @@ class Checked:
         classes: `(N,)` the trained net's predictions.
         done: Nets of all draws that are through.
         strip: Maps of the first image under the first draw, where they were to be kept.
+        refused: Why methods that were asked for cannot explain the classifier, by id; they have no row.
     """
 
     check: Check
@@ -100,6 +101,7 @@ class Checked:
     classes: NDArray[np.int64]
     done: int = 0
     strip: Strip | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

@@ -103,6 +103,8 @@ def lines(found: Checked, classifier: Classifier, images: int) -> Iterator[str]:
             values = [number(stages[place].value).rjust(size) for place, size in zip(places, columns, strict=True)]
             words = "; ".join(told.get(method, ["what passes" if method == "random" else "what fails"]))
             yield "  ".join([methods.get(method).card.title.ljust(width), *values, words])
+    for method, reason in found.refused.items():
+        yield f"Left out: {methods.get(method).card.title}. {reason}"
     yield ""
     # Over orders of magnitude: a random net's logits may all but vanish.
     spread = [f"{float(found.spread[:, place].mean()):.2g}" for place in places]
@@ -145,6 +147,7 @@ def manifest(found: Checked, classifier: Classifier, images: Sequence[tuple[str,
             "skips_baseline": check.skips_baseline,
             "seed": check.seed,
         },
+        "refused": dict(found.refused),
         "stages": list(found.stages),
         "spread": _plain(found.spread.mean(axis=(0, 2)).tolist()),
         "agreement": _plain(found.agrees.mean(axis=(0, 2)).tolist()),

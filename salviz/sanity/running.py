@@ -16,6 +16,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.randomising import randomised
 from salviz.classifiers.stages import find_stages
 from salviz.engine import Settings, explain_set, passes, predict
+from salviz.errors import Refusal
 from salviz.sanity.checks import Check, Checked
 from salviz.sanity.strip import Strip
 from salviz.seeds import seed_of
@@ -49,15 +50,23 @@ def check_randomisation(
         digests: Content digest of every image: it seeds the image's random numbers.
         batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
-        publish: Called with what is known after every net.
+        publish: Called with what is known after every net; its arrays are filled in place.
         frame: `(3, H, W)` uint8, the first image as the model sees it: then its maps are kept as a film strip.
 
     Returns:
         Similarities of every method, measure, draw, stage and image.
 
     Raises:
-        SalvizError: A method cannot explain this classifier, or something does not fit together.
+        Refusal: No method can explain this classifier. Where some can, the others are told in `refused`.
+        SalvizError: Something does not fit together.
     """
+    with classifier.lock:
+        reasons = {name: registry.get(name).refusal(classifier) for name in check.rows}
+    refused = {name: reason for name, reason in reasons.items() if reason is not None}
+    able = {name: given for name, given in check.methods.items() if name not in refused}
+    if not able:
+        raise Refusal(next(iter(refused.values())))
+    check = replace(check, methods=able)
     names = tuple(name for name, _ in check.how.plan(find_stages(classifier)))
     rows = tuple(check.rows)
     measures = [find_measure(name) for name in check.measures]
@@ -76,7 +85,7 @@ def check_randomisation(
     parts = [slice(start, min(start + AT_ONCE, len(x))) for start in range(0, len(x), AT_ONCE)]
     counter = _Counter(progress, _passes(classifier, check, len(x), len(names)))
     strip = None if frame is None else Strip(frame.cpu(), ("trained", *names))
-    found = replace(found, strip=strip)
+    found = replace(found, strip=strip, refused=refused)
     for part in parts:
         trained = _Trained(classifier, x[part], check, measures, digests[part], batch_size, counter)
         if strip is not None and part.start == 0:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 from salviz.errors import RequestError
 from salviz.similarity.correlation import cosine, pearson, spearman
 from salviz.similarity.hog import hog
+from salviz.similarity.normalising import NORMALISED, Normalisation
 from salviz.similarity.overlap import top_k
 from salviz.similarity.structural import ssim
 
 Metric = Literal["spearman", "pearson", "cosine", "top_k", "ssim", "ssim_gaussian", "hog_pearson", "hog_spearman"]
 Reduction = Literal["sum_abs", "sum", "abs_sum", "max_abs", "none"]
-Normalisation = Literal["none", "max", "second_moment", "minmax", "minmax_signed", "percentile", "percentile_signed"]
 
 _CORRELATIONS: dict[str, Callable[..., Tensor]] = {"spearman": spearman, "pearson": pearson, "cosine": cosine}
 
@@ -114,52 +113,8 @@ class Measure:
             maps = maps.sum(dim=1, keepdim=True).abs()
         elif self.reduction == "max_abs":
             maps = maps.abs().amax(dim=1, keepdim=True)
-        return _NORMALISED[self.normalisation](maps)
+        return NORMALISED[self.normalisation](maps)
 
-
-def _by_largest(maps: Tensor) -> Tensor:
-    return maps / maps.abs().amax(dim=(1, 2, 3), keepdim=True)
-
-
-def _by_second_moment(maps: Tensor) -> Tensor:
-    # In units of the largest value, whose square cannot underflow.
-    maps = _by_largest(maps)
-    return maps / maps.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-
-
-def _minmax(maps: Tensor) -> Tensor:
-    low = maps.amin(dim=(1, 2, 3), keepdim=True)
-    return (maps - low) / (maps.amax(dim=(1, 2, 3), keepdim=True) - low)
-
-
-def _high(maps: Tensor) -> Tensor:
-    """99th percentile of each map, linearly interpolated, `(N, 1, 1, 1)`."""
-    flat = maps.flatten(1)
-    place = (flat.shape[1] - 1) * 0.99
-    below = int(place)
-    top = flat.topk(flat.shape[1] - below, dim=1).values
-    low, high = top[:, -1], top[:, -2] if top.shape[1] > 1 else top[:, -1]
-    return (low + (high - low) * (place - below)).view(-1, 1, 1, 1)
-
-
-def _percentile(maps: Tensor, *, is_signed: bool) -> Tensor:
-    high = _high(maps)
-    if is_signed:
-        span = high.abs()
-        return ((maps + span) / (2 * span)).clamp(-1, 1)
-    low = maps.amin(dim=(1, 2, 3), keepdim=True)
-    return ((maps - low) / (high - low)).clamp(0, 1)
-
-
-_NORMALISED: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda maps: maps,
-    "max": _by_largest,
-    "second_moment": _by_second_moment,
-    "minmax": _minmax,
-    "minmax_signed": lambda maps: 2 * _minmax(maps) - 1,
-    "percentile": partial(_percentile, is_signed=False),
-    "percentile_signed": partial(_percentile, is_signed=True),
-}
 
 _LISTED = (
     Measure(

@@ -24,12 +24,10 @@ class Chosen:
 
     Attributes:
         check: Fully specified, or None while nothing is chosen or something is missing.
-        refused: Why a chosen method cannot explain the model, by method.
         problems: One sentence each.
     """
 
     check: Check | None = None
-    refused: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -48,6 +46,12 @@ class View:
     pick: Pick
     followed: follow.Followed | None
     found: Checked | None
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence for everything that went wrong."""
+        refused = [] if self.found is None else list(self.found.refused.values())
+        return [*self.pick.problems, *self.chosen.problems, *refused]
 
     def titles(self) -> Mapping[str, str]:
         """Name of each row."""
@@ -102,14 +106,9 @@ def choose(pick: Pick) -> Chosen:
     chosen = Chosen()
     if pick.request is None or pick.picture is None or pick.loaded is None:
         return chosen
-    asked: dict[str, Any] = {}
-    for name in names:
-        reason = METHODS[name].refusal(pick.loaded.classifier)
-        if reason is None:
-            asked[name] = dict(pick.request.settings) if name == pick.request.method else None
-        else:
-            chosen.refused[name] = reason
-    chosen.problems += list(chosen.refused.values())
+    asked: dict[str, Any] = {
+        name: dict(pick.request.settings) if name == pick.request.method else None for name in names
+    }
     if not asked:
         return chosen
     from salviz.classifiers.randomising import Randomisation
@@ -145,7 +144,7 @@ def status(view: View) -> None:
     followed = view.followed
     with st.container(key="status"):
         if followed is None:
-            if view.pick.request is not None and not view.chosen.refused:
+            if view.pick.request is not None and not view.chosen.problems:
                 st.caption("Nothing is chosen. Choose at least one method above.")
             return
         if followed.state == "running":
