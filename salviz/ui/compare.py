@@ -103,14 +103,8 @@ def _offer(view: View, slot: str, followed: follow.Followed) -> None:
     known = 0 if view.comparison is None else len(view.comparison.found)
     missing = len(view.chosen.requests) - known if not view.chosen.top else view.chosen.top
     count = panels.counted(missing, "row", "rows")
-    sentence = {
-        "waiting": f"{f'{count} more' if known else count} will take about {follow.duration(followed.seconds)}.",
-        "stopped": "The comparison was stopped.",
-        "failed": followed.error or "The comparison failed.",
-    }[followed.state]
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Compute", type="primary", key="compute", on_click=follow.compute, args=(slot, followed.key))
-        st.markdown(sentence, width="content")
+    cost = f"{f'{count} more' if known else count} will take about {follow.duration(followed.seconds)}."
+    follow.offer(slot, followed, waiting=cost, name="The comparison")
 
 
 def empty() -> None:

@@ -151,6 +151,25 @@ def compute(slot: str, key: str) -> None:
     st.session_state[f"_go.{slot}"] = key
 
 
+def offer(slot: str, followed: Followed, *, waiting: str, name: str) -> None:
+    """The button that starts work which waits, was stopped or failed, and a sentence that says which.
+
+    Args:
+        slot: Which part of the page asks.
+        followed: Where the work stands; neither running nor done.
+        waiting: Said while it waits: what it will cost.
+        name: What the work is called.
+    """
+    sentence = {
+        "waiting": waiting,
+        "stopped": f"{name} was stopped.",
+        "failed": followed.error or f"{name} failed.",
+    }[followed.state]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Compute", type="primary", key="compute", on_click=compute, args=(slot, followed.key))
+        st.markdown(sentence, width="content")
+
+
 def stop(slot: str) -> None:
     """The person no longer wants the work of a slot."""
     visit = session.visit()

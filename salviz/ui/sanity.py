@@ -151,14 +151,8 @@ def status(view: View) -> None:
             follow.progress(SLOT, followed, "Randomising")
             return
         if followed.state != "done":
-            sentence = {
-                "waiting": f"This will take about {follow.duration(followed.seconds)}; results come stage by stage.",
-                "stopped": "The check was stopped.",
-                "failed": followed.error or "The check failed.",
-            }[followed.state]
-            with st.container(horizontal=True, vertical_alignment="center"):
-                st.button("Compute", type="primary", key="compute", on_click=follow.compute, args=(SLOT, followed.key))
-                st.markdown(sentence, width="content")
+            cost = f"This will take about {follow.duration(followed.seconds)}; results come stage by stage."
+            follow.offer(SLOT, followed, waiting=cost, name="The check")
             return
         found = followed.result
         st.caption(
