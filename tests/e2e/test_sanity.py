@@ -8,8 +8,8 @@ from tests.e2e.test_explore import LITE, expect, fields, heading, screenshot, se
 FEW = "sanity?checked=gradient,grad_cam&order=full"
 
 
-def is_complete(page: Any, sentence: str) -> None:
-    expect(page.get_by_text(sentence)).to_be_visible()
+def is_complete(page: Any, sentence: str, *, patience: int = 45_000) -> None:
+    expect(page.get_by_text(sentence)).to_be_visible(timeout=patience)
     settled(page)
     expect(page.locator(".st-key-curves .js-plotly-plot")).to_be_visible()
 
@@ -34,7 +34,7 @@ def test_stages_come_one_by_one_and_the_first_visit_tells_the_papers_story(serve
     page = open_page(f"{server.url}/sanity?checked=gradient")
     # Nineteen nets on a slow machine: the first strips are there long before the last.
     expect(page.get_by_role("img", name="Gradient: maps of").first).to_be_visible(timeout=90_000)
-    is_complete(page, "19 nets with random weights")
+    is_complete(page, "19 nets with random weights", patience=150_000)
     expect(page.get_by_text("Gradient: moves with classifier")).to_be_visible()
     screenshot(page, "sanity", whole=True)
 
