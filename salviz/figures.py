@@ -255,7 +255,8 @@ def randomisation(
             )  # fmt: skip
         figure.add_trace(
             go.Scatter(
-                x=places, y=values, mode="lines" if is_line and len(stages) > 1 else "lines+markers", name=titles[method],
+                x=places, y=values, name=titles[method],
+                mode="lines" if is_line and len(stages) > 1 else "lines+markers",
                 legendgroup=method, connectgaps=False,
                 line={"color": palette.muted if is_line else colours[method], "width": 1.5 if is_line else 2,
                       "dash": {"random": "dot", "edge": "dash"}.get(method, "solid")},
