@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import platform
-import secrets
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -29,6 +26,7 @@ from salviz.images import Picture
 from salviz.metrics import Score
 from salviz.metrics.cose import CoseResult, Split
 from salviz.overlay import png
+from salviz.plain import digits, json_text, plain_number, write_files
 from salviz.render import Display
 from salviz.scores import DRAWS, kinds, scores
 
@@ -83,8 +81,8 @@ def similarities_csv(exploration: Exploration, labels: Labels) -> str:
                 predicted[0],
                 "true" if index == predicted[0] else "false",
                 int(exploration.classes[row]),
-                _digits(float(exploration.ssim[row])),
-                _digits(float(exploration.spearman[row])),
+                digits(float(exploration.ssim[row])),
+                digits(float(exploration.spearman[row])),
             )
         )
     return text.getvalue()
@@ -191,7 +189,7 @@ def archive(exploration: Exploration, classifier: Classifier, picture: Picture) 
         "logits": exploration.logits.numpy(),
         "classes": exploration.classes.numpy(),
         "map_on_photograph": render.on_photograph(exploration, picture.size, is_signed=False),
-        "manifest": np.array(_json(manifest(exploration, classifier, picture))),
+        "manifest": np.array(json_text(manifest(exploration, classifier, picture))),
     }
     buffer = io.BytesIO()
     # numpy stamps the members with a fixed date, so the bytes depend on the arrays alone.
@@ -250,33 +248,10 @@ def save(
         "map.png": overlay_png(exploration, picture, display, part="map"),
         "overlay.png": overlay_png(exploration, picture, display),
         "maps.npz": archive(exploration, classifier, picture),
-        "manifest.json": (_json(manifest(exploration, classifier, picture), indent=2) + "\n").encode(),
+        "manifest.json": (json_text(manifest(exploration, classifier, picture), indent=2) + "\n").encode(),
         "similarities.csv": similarities_csv(exploration, classifier.labels).encode(),
     }
-    place = Path(folder).expanduser()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        return [_write(place / name, content) for name, content in contents.items()]
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError(f"The results cannot be written to '{folder}' ({reason}); choose another folder.") from error
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Write a file beside its place, then rename it: nobody ever reads half of it."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _json(content: dict[str, Any], *, indent: int | None = None) -> str:
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+    return write_files(folder, contents)
 
 
 def _split(split: Split, *, with_interval: bool) -> dict[str, Any]:
@@ -285,27 +260,19 @@ def _split(split: Split, *, with_interval: bool) -> dict[str, Any]:
 
 
 def _score(score: Score, *, with_interval: bool) -> dict[str, Any]:
-    counted = {"value": _number(score.value), "count": score.count, "undefined": score.undefined}
+    counted = {"value": plain_number(score.value), "count": score.count, "undefined": score.undefined}
     if not with_interval:
         return counted
     return {
         **counted,
-        "low": _number(score.low),
-        "high": _number(score.high),
+        "low": plain_number(score.low),
+        "high": plain_number(score.high),
         "undefined_draws": score.undefined_draws,
     }
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _numbers(values: Tensor | None) -> list[float | None] | None:
-    return None if values is None else [_number(value) for value in values.tolist()]
-
-
-def _digits(value: float) -> str:
-    return repr(value) if math.isfinite(value) else ""
+    return None if values is None else [plain_number(value) for value in values.tolist()]
 
 
 def _version(distribution: str) -> str | None:

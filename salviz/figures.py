@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from salviz.metrics.randomisation import CALIBRATION
 from salviz.overlay import decimals
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def randomisation(
     places = list(range(len(stages)))
     for number, (method, curve) in enumerate(curves.items()):
         values = [None if math.isnan(score.value) else score.value for score in curve.stages]
-        is_line = method in ("random", "edge")
+        is_line = method in CALIBRATION
         known = [i for i in places if not is_line and not math.isnan(curve.stages[i].low)]
         if known:
             figure.add_trace(

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from salviz import maps, methods
-from salviz.overlay import DisplayRange, colorize, limits, overlay, resize_for_display, side_by_side
-from salviz.render import Display
+from salviz import maps
+from salviz.overlay import colorize, overlay, resize_for_display, side_by_side
+from salviz.render import Display, value_limits
 from salviz.sanity.strip import Strip
 
 Pixels = NDArray[np.uint8]
@@ -26,15 +26,6 @@ def values(strip: Strip, method: str, place: int, *, is_signed: bool, is_smooth:
     return np.asarray(laid[0].numpy(), dtype=np.float32)
 
 
-def _limits(strip: Strip, method: str, place: int, display: Display) -> tuple[float, float]:
-    native = strip.map(method, place, is_signed=display.is_signed)
-    mode = display.range_mode
-    if mode == "auto":
-        is_fine = methods.get(method).card.scaling == "percentile"
-        mode = DisplayRange.PERCENTILE if is_fine else DisplayRange.FULL
-    return limits(native, mode, diverging=display.is_diverging, percentiles=(0.0, 99.0))
-
-
 def stage(strip: Strip, method: str, place: int, display: Display, *, is_overlay: bool) -> Pixels:
     """One net's map, alone or over what the model sees: `(H, W, 3)` uint8. Each map has its own scale.
 
@@ -48,7 +39,7 @@ def stage(strip: Strip, method: str, place: int, display: Display, *, is_overlay
     found = values(strip, method, place, is_signed=display.is_signed, is_smooth=display.is_smooth)
     if not np.isfinite(found).any():
         return np.full((*found.shape, 3), _UNDEFINED, dtype=np.uint8)
-    low, high = _limits(strip, method, place, display)
+    low, high = value_limits(method, strip.map(method, place, is_signed=display.is_signed), display)
     if not is_overlay:
         return colorize(found, display.colormap_id, low, high)
     under = np.ascontiguousarray(strip.frame.permute(1, 2, 0).numpy())

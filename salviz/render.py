@@ -92,13 +92,16 @@ def on_photograph(
 
 def clean_limits(exploration: Exploration, display: Display) -> tuple[float, float]:
     """Display range of the clean map, from its own resolution: what the scale bar says."""
-    return _limits(exploration, exploration.native_map(is_signed=display.is_signed).numpy(), display)
+    return value_limits(
+        exploration.request.method, exploration.native_map(is_signed=display.is_signed).numpy(), display
+    )
 
 
-def _limits(exploration: Exploration, values: NDArray[np.float32], display: Display) -> tuple[float, float]:
+def value_limits(method: str, values: NDArray[np.float32], display: Display) -> tuple[float, float]:
+    """Display range of a method's values."""
     mode = display.range_mode
     if mode == "auto":
-        is_fine = methods.get(exploration.request.method).card.scaling == "percentile"
+        is_fine = methods.get(method).card.scaling == "percentile"
         mode = DisplayRange.PERCENTILE if is_fine else DisplayRange.FULL
     return limits(values, mode, diverging=display.is_diverging, percentiles=(0.0, 99.0))
 
@@ -180,7 +183,7 @@ def row_overlay(exploration: Exploration, row: int, display: Display, *, is_alig
     if display.scale == "shared":
         low, high = clean_limits(exploration, display)
     else:
-        low, high = _limits(exploration, values[valid.numpy()], display)
+        low, high = value_limits(exploration.request.method, values[valid.numpy()], display)
     shown = np.where(valid.numpy(), values, np.nan).astype(np.float32)
     under = _frame_pixels(exploration.frame(0 if is_aligned else row))
     return overlay(under, shown, display.colormap_id, low, high, display.opacity, follow_value=display.follows_value)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from salviz.classifiers.architectures import find_architecture
 from salviz.classifiers.building import building
 from salviz.classifiers.digests import weights_digest
+from salviz.classifiers.preprocessing import Preprocessing
 from salviz.classifiers.weights import fill
 from salviz.datasets import LabelledImages
 from salviz.errors import DataError
@@ -138,7 +139,7 @@ def training_set(recipe: Recipe, everything: LabelledImages) -> LabelledImages:
 
 def model_space(images: Tensor) -> Tensor:
     """`(N, H, W)` uint8 -> `(N, 3, H, W)` float32 in [-1, 1], as the small classifiers' preprocessing makes them."""
-    return ((images.float() / 255 - 0.5) / 0.5).unsqueeze(1).expand(-1, 3, -1, -1)
+    return Preprocessing.plain(images.shape[-1]).normalise(images.unsqueeze(1).expand(-1, 3, -1, -1))
 
 
 def train(

@@ -7,41 +7,18 @@ import math
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from salviz.classifiers.building import building
+from salviz.classifiers.choices import INITIALISATIONS, ORDERS, STATISTICS
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.loading import untrained
 from salviz.classifiers.stages import Stage, find_stages
 from salviz.errors import ClassifierError
 from salviz.seeds import seed_of
-
-Order = Literal["top_down", "bottom_up", "independent", "full"]
-Initialisation = Literal["architecture", "module", "truncated_normal", "permute", "moments"]
-Statistics = Literal["reset", "keep", "estimate"]
-
-ORDERS: dict[str, str] = {
-    "top_down": "From the logits down, stage upon stage",
-    "bottom_up": "From the input up, stage upon stage",
-    "independent": "One stage at a time, all others trained",
-    "full": "All stages at once",
-}
-INITIALISATIONS: dict[str, str] = {
-    "architecture": "As the architecture is initialised before training",
-    "module": "As each layer is initialised by default",
-    "truncated_normal": "Truncated normal by fan-in; norms 1, biases 0",
-    "permute": "The trained values of each tensor in random order",
-    "moments": "Normal with the trained tensor's mean and deviation",
-}
-STATISTICS: dict[str, str] = {
-    "reset": "Mean 0 and variance 1",
-    "keep": "Those of training",
-    "estimate": "Measured on the images",
-}
 
 
 @dataclass(frozen=True)
@@ -55,9 +32,9 @@ class Randomisation:
         seed: Every tensor draws from a generator of (seed, its name), so neither the order nor other stages matter.
     """
 
-    order: Order = "top_down"
-    initialisation: Initialisation = "architecture"
-    statistics: Statistics = "reset"
+    order: str = "top_down"
+    initialisation: str = "architecture"
+    statistics: str = "reset"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,9 +44,9 @@ class Randomisation:
             ClassifierError: One is unknown.
         """
         for what, given, known in (
-            ("order", self.order, get_args(Order)),
-            ("initialisation", self.initialisation, get_args(Initialisation)),
-            ("handling of statistics", self.statistics, get_args(Statistics)),
+            ("order", self.order, ORDERS),
+            ("initialisation", self.initialisation, INITIALISATIONS),
+            ("handling of statistics", self.statistics, STATISTICS),
         ):
             if given not in known:
                 raise ClassifierError(f"There is no {what} {given!r}; there are {', '.join(known)}.")
@@ -122,18 +99,17 @@ def randomised(classifier: Classifier, how: Randomisation, *, images: Tensor | N
         if how.statistics != "keep":
             for norm in norms:
                 norm.reset_running_stats()  # type: ignore[operator]
-        changed = replace(
+        if how.statistics == "estimate" and images is not None:
+            _estimate(module, norms, images)
+        yield replace(
             classifier,
             id=f"{classifier.id}#{how.order}:{name}:{how.initialisation}:{how.statistics}-{how.seed}",
             title=f"{classifier.title}, randomised: {name}",
             module=module,
-            digest="",
+            digest=weights_digest(module),
             checkpoints=(),
             lock=threading.RLock(),
         )
-        if how.statistics == "estimate" and images is not None:
-            _estimate(changed, norms, images)
-        yield replace(changed, digest=weights_digest(module))
         before = stages
 
 
@@ -216,7 +192,7 @@ def _norms(module: nn.Module, stages: Iterable[Stage]) -> list[nn.Module]:
     ]
 
 
-def _estimate(classifier: Classifier, norms: list[nn.Module], images: Tensor) -> None:
+def _estimate(module: nn.Module, norms: list[nn.Module], images: Tensor) -> None:
     """Set running statistics to those of a batch, layer after layer within one pass."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -224,7 +200,7 @@ def _estimate(classifier: Classifier, norms: list[nn.Module], images: Tensor) ->
         norm.momentum = 1.0  # type: ignore[assignment]
     try:
         with torch.no_grad():
-            classifier.forward(images, is_published=True)
+            module(images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -49,30 +50,41 @@ class _FirstUse(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Look at what the call is given."""
-        for value in _tensors((*args, *(kwargs or {}).values())):
+        for value in tensors_in((*args, *(kwargs or {}).values())):
             name = self._wanted.pop(id(value), None)
             if name is not None:
                 self.order[name] = len(self.order)
         return func(*args, **(kwargs or {}))
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments of a call, lists and tuples looked into."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 def find_stages(classifier: Classifier) -> tuple[Stage, ...]:
     """The stages of a classifier, from the logits down to the input.
 
     Args:
-        classifier: A copy of it without values is run once; it is not touched itself unless that fails.
+        classifier: A copy of it without values is run, once while it lives; it is not touched itself unless that
+            fails.
 
     Returns:
         A partition of the parameters; what no pass uses comes last, as one stage of its own.
     """
+    if classifier not in _known:
+        _known[classifier] = _found(classifier)
+    return _known[classifier]
+
+
+_known: WeakKeyDictionary[Classifier, tuple[Stage, ...]] = WeakKeyDictionary()
+
+
+def _found(classifier: Classifier) -> tuple[Stage, ...]:
     # A copy without values costs nothing to run, and nobody needs to wait for work on the net itself to end.
     try:
         module = _without_values(classifier.module)

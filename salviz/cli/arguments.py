@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from salviz.errors import RequestError
 
 if TYPE_CHECKING:
-    from salviz.classifiers import Labels
+    from salviz.classifiers import Classifier, Labels
     from salviz.images import Picture
 
 REFUSED = 2
@@ -56,6 +56,13 @@ def computing(command: argparse.ArgumentParser) -> None:
         "--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: yes on the CPU)"
     )
     how.add_argument("--batch-size", type=positive, metavar="N", help="images a pass (default: what suits the device)")
+
+
+def load_classifier(options: argparse.Namespace) -> Classifier:
+    """The classifier of `--model` under the options of `computing`."""
+    from salviz import load
+
+    return load(options.model, device=options.device, autocast=options.autocast, channels_last=options.channels_last)
 
 
 def open_picture(source: str) -> Picture:
@@ -116,10 +123,10 @@ class Counter:
         if self.is_shown:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
-    def show(self, done: int, total: int) -> None:
-        """Progress of long work."""
+    def show(self, done: int, total: int, note: str = "") -> None:
+        """Progress of long work, and what else is to be said of it."""
         if self.is_shown:
-            print(f"\r\033[K{self.what} {done} of {total}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{self.what} {done} of {total}{note}", end="", file=sys.stderr, flush=True)
 
 
 def print_json(content: Any) -> None:

@@ -10,6 +10,7 @@ from salviz.cli.arguments import (
     Counter,
     class_of,
     computing,
+    load_classifier,
     open_picture,
     print_json,
     print_lines,
@@ -93,14 +94,12 @@ def _explain(options: argparse.Namespace) -> None:
     else:
         variants = default_variants() if options.augment == "default" else _variants(options.augment)
 
-    from salviz import explore, export, load, summary
+    from salviz import explore, export, summary
     from salviz.render import Display
     from salviz.request import request_for
 
     settings = settings_of(options.settings)
-    classifier = load(
-        options.model, device=options.device, autocast=options.autocast, channels_last=options.channels_last
-    )
+    classifier = load_classifier(options)
     labels = classifier.labels
     request = request_for(
         picture,

@@ -6,13 +6,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salviz.cli.arguments import Counter, computing, open_picture, positive, print_json, print_lines, split, whole
+from salviz.cli.arguments import (
+    Counter,
+    computing,
+    load_classifier,
+    open_picture,
+    positive,
+    print_json,
+    print_lines,
+    split,
+    whole,
+)
 from salviz.errors import RequestError
+from salviz.metrics.randomisation import CHECKED
+from salviz.plain import json_text, write_files
 
 if TYPE_CHECKING:
     from salviz.images import Picture
 
-_METHODS = "gradient,input_x_gradient,guided_backprop,grad_cam"
+_METHODS = ",".join(CHECKED)
 _MEASURES = "spearman_abs,spearman_signed,ssim"
 
 
@@ -64,12 +76,8 @@ def add(commands: Any) -> None:
 
 def _sanity(options: argparse.Namespace) -> None:
     pictures = _pictures(options.images)
-    out = None if options.out is None else Path(options.out)
-    import json
-
     import torch
 
-    from salviz import load
     from salviz.classifiers.randomising import Randomisation
     from salviz.sanity import Check, check_randomisation, report
 
@@ -78,9 +86,7 @@ def _sanity(options: argparse.Namespace) -> None:
         dict.fromkeys(split(options.methods)), how, draws=options.draws, target=options.target,
         measures=split(options.measures), skips_baseline=options.skip_baseline, seed=options.seed,
     )  # fmt: skip
-    classifier = load(
-        options.model, device=options.device, autocast=options.autocast, channels_last=options.channels_last
-    )
+    classifier = load_classifier(options)
     prep = classifier.preprocessing
     frames = torch.stack([prep.frame(shown.image) for shown in pictures]).to(classifier.device)
     with Counter("Randomising: pass") as counter:
@@ -89,21 +95,18 @@ def _sanity(options: argparse.Namespace) -> None:
             batch_size=options.batch_size, progress=counter.show,
         )  # fmt: skip
     written = report.manifest(found, classifier, [(shown.name, shown.digest) for shown in pictures])
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "scores.csv").write_text(
-                report.scores_csv(found, [shown.name for shown in pictures]), encoding="utf-8", newline=""
-            )
-            (out / "manifest.json").write_text(json.dumps(written, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise RequestError(f"The results cannot be written to {out}; choose another folder.") from error
+    if options.out is not None:
+        table = report.scores_csv(found, [shown.name for shown in pictures])
+        write_files(
+            options.out,
+            {"scores.csv": table.encode(), "manifest.json": (json_text(written, indent=2) + "\n").encode()},
+        )
     if options.json:
         print_json(written)
         return
     print_lines(report.lines(found, classifier, len(pictures)))
-    if out is not None:
-        print(f"Wrote scores.csv, manifest.json to {out}")
+    if options.out is not None:
+        print(f"Wrote scores.csv, manifest.json to {options.out}")
 
 
 def _pictures(sources: list[str]) -> list[Picture]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from salviz.cli.arguments import whole
+from salviz.cli.arguments import Counter, whole
 from salviz.errors import RequestError
 
 
@@ -41,17 +39,12 @@ def _train(options: argparse.Namespace) -> None:
     train_set, test_set = fashion_mnist("train", folder=folder), fashion_mnist("test", folder=folder)
     for name in options.recipes or RECIPES:
         recipe = RECIPES[name] if options.seed is None else replace(RECIPES[name], seed=options.seed)
-        told = 0.0
+        with Counter(f"{name}: step") as counter:
 
-        def progress(step: int, steps: int, loss: float, name: str = name) -> None:
-            nonlocal told
-            if sys.stderr.isatty() and time.monotonic() - told > 0.5:
-                told = time.monotonic()
-                print(f"\r\033[K{name}: step {step} of {steps}, loss {loss:.3f}", end="", file=sys.stderr, flush=True)
+            def progress(step: int, steps: int, loss: float, counter: Counter = counter) -> None:
+                counter.show(step, steps, f", loss {loss:.3f}")
 
-        trained = train(recipe, train_set, test_set, progress=progress)
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            trained = train(recipe, train_set, test_set, progress=progress)
         try:
             files = write(trained, Path(options.out))
         except OSError as error:

@@ -6,7 +6,10 @@ Nothing here needs torch: a page can describe its metrics before torch is loaded
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,4 +59,20 @@ class Score:
     undefined_draws: int = 0
 
 
-__all__ = ["MetricCard", "Score"]
+def with_interval(score: Score, drawn: NDArray[np.float64], level: float) -> Score:
+    """A score with the percentile interval of its bootstrap draws.
+
+    Args:
+        score: Without one.
+        drawn: `(draws,)` values; NaN where a draw was undefined.
+        level: Share of the defined draws inside.
+    """
+    defined = drawn[~np.isnan(drawn)]
+    missing = len(drawn) - len(defined)
+    if not len(defined):
+        return replace(score, undefined_draws=missing)
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return replace(score, low=float(low), high=float(high), undefined_draws=missing)
+
+
+__all__ = ["MetricCard", "Score", "with_interval"]

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from salviz.metrics import MetricCard, Score
+from salviz.metrics import MetricCard, Score, with_interval
 
 _CITATION = "Daroya, Sun and Maji 2023, “COSE: A Consistency-Sensitivity Metric for Saliency on Image Classification”"
 _NEEDS = (
@@ -280,9 +280,9 @@ def bootstrap(
     fidelity = np.divide(similarity_turned, turned, out=np.full(draws, np.nan), where=turned > 0)
     return replace(
         result,
-        consistency=_with_interval(result.consistency, consistency, level),
-        sensitivity=_with_interval(result.sensitivity, 1.0 - fidelity, level),
-        cose=_with_interval(result.cose, geometric_mean(consistency, 1.0 - fidelity), level),
+        consistency=with_interval(result.consistency, consistency, level),
+        sensitivity=with_interval(result.sensitivity, 1.0 - fidelity, level),
+        cose=with_interval(result.cose, geometric_mean(consistency, 1.0 - fidelity), level),
     )
 
 
@@ -326,12 +326,3 @@ def _resample(sums: NDArray[np.float64], draws: int, generator: np.random.Genera
         times = np.bincount(picks.reshape(-1), minlength=count * units).reshape(count, units)
         totals[start : start + count] = times @ sums
     return totals
-
-
-def _with_interval(score: Score, drawn: NDArray[np.float64], level: float) -> Score:
-    defined = drawn[~np.isnan(drawn)]
-    missing = len(drawn) - len(defined)
-    if not len(defined):
-        return replace(score, undefined_draws=missing)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return replace(score, low=float(low), high=float(high), undefined_draws=missing)

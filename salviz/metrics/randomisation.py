@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from salviz.metrics import MetricCard, Score
+from salviz.metrics import MetricCard, Score, with_interval
+
+CHECKED = ("gradient", "input_x_gradient", "guided_backprop", "grad_cam")
+"""The methods that are checked where nobody chooses: what passes and what fails, at a forward and a backward each."""
+
+CALIBRATION = ("random", "edge")
+"""Always beside the methods: the random map, drawn anew for each net, is what passes; the edge map never moves."""
 
 MOVED = 0.95
 """A stage counts as ignored while the maps stay this alike, as a share of the map's similarity with itself."""
@@ -93,17 +99,9 @@ def _score(values: NDArray[np.float64], picks: NDArray[np.int64], level: float) 
     count = int(defined.sum())
     if not count:
         return Score(value=float("nan"), count=0, undefined=len(values))
-    means = _mean(values[picks], axis=1)
-    usable = means[~np.isnan(means)]
-    low, high = np.quantile(usable, [(1 - level) / 2, (1 + level) / 2])
-    return Score(
-        value=float(values[defined].mean()),
-        count=count,
-        undefined=int((~defined).sum()),
-        low=float(low) if count > 1 else float("nan"),
-        high=float(high) if count > 1 else float("nan"),
-        undefined_draws=int(np.isnan(means).sum()),
-    )
+    score = Score(value=float(values[defined].mean()), count=count, undefined=int((~defined).sum()))
+    # One image says nothing of others.
+    return with_interval(score, _mean(values[picks], axis=1), level) if count > 1 else score
 
 
 def efficient_mprt(before: NDArray[np.floating], after: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -3,7 +3,8 @@
 Adebayo et al., NeurIPS 2018. What a page, the command line and a data set run ask for alike.
 """
 
-from salviz.sanity.checks import CALIBRATION, Check, Checked
+from salviz.metrics.randomisation import CALIBRATION
+from salviz.sanity.checks import Check, Checked
 from salviz.sanity.running import check_randomisation
 
 __all__ = ["CALIBRATION", "Check", "Checked", "check_randomisation"]

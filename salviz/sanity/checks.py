@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 from salviz.classifiers.randomising import Randomisation
 from salviz.engine import Settings
 from salviz.errors import RequestError
-from salviz.metrics.randomisation import Curve, curve, efficient_mprt
+from salviz.metrics.randomisation import CALIBRATION, Curve, curve, efficient_mprt
 from salviz.sanity.strip import Strip
 from salviz.similarity.measures import find_measure
-
-CALIBRATION = ("random", "edge")
-"""Always beside the methods: the random map, drawn anew for each net, is what passes; the edge map never moves."""
 
 
 @dataclass(frozen=True)

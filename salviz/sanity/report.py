@@ -9,10 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from salviz import __version__, methods
 from salviz.classifiers.classifier import Classifier
 from salviz.metrics import Score
-from salviz.metrics.randomisation import verdict
+from salviz.metrics.randomisation import CALIBRATION, verdict
+from salviz.plain import digits, plain_number
 from salviz.sanity.checks import Checked
 from salviz.similarity.measures import find_measure
 
@@ -58,7 +62,7 @@ def scores_csv(found: Checked, images: Sequence[str]) -> str:
                             found.spread[draw, place, i],
                             found.agrees[draw, place, i],
                         )
-                        shown = ["" if math.isnan(value) else float(value) for value in numbers]
+                        shown = [digits(float(value)) for value in numbers]
                         writer.writerow((image, method, measure, draw, place, stage, *shown))
     return text.getvalue()
 
@@ -70,7 +74,7 @@ def verdicts(found: Checked, measure: str) -> dict[str, list[str]]:
     return {
         method: verdict(found.curve(method, measure), found.stages, floor=floor, is_cumulative=is_cumulative)
         for method in found.methods
-        if method not in ("random", "edge")
+        if method not in CALIBRATION
     }
 
 
@@ -149,10 +153,10 @@ def manifest(found: Checked, classifier: Classifier, images: Sequence[tuple[str,
         },
         "refused": dict(found.refused),
         "stages": list(found.stages),
-        "spread": _plain(found.spread.mean(axis=(0, 2)).tolist()),
-        "agreement": _plain(found.agrees.mean(axis=(0, 2)).tolist()),
+        "spread": _plain(found.spread.mean(axis=(0, 2))),
+        "agreement": _plain(found.agrees.mean(axis=(0, 2))),
         "efficient_mprt": {
-            method: _plain(row.tolist()) for method, row in zip(found.methods, found.efficient_mprt, strict=True)
+            method: _plain(row) for method, row in zip(found.methods, found.efficient_mprt, strict=True)
         },
         "curves": {
             measure: {method: _curve(found, method, measure) for method in found.methods} for measure in check.measures
@@ -171,8 +175,8 @@ def _curve(found: Checked, method: str, measure: str) -> dict[str, Any]:
 
 
 def _score(score: Score) -> dict[str, Any]:
-    return {name: _plain([value])[0] for name, value in asdict(score).items()}
+    return {name: plain_number(value) if isinstance(value, float) else value for name, value in asdict(score).items()}
 
 
-def _plain(values: Sequence[Any]) -> list[Any]:
-    return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+def _plain(values: NDArray[np.floating]) -> list[float | None]:
+    return [plain_number(value) for value in values.tolist()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,14 +15,14 @@ from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.randomising import randomised
 from salviz.classifiers.stages import find_stages
-from salviz.engine import Settings, explain_set, passes, predict
+from salviz.engine import Settings, explain_set, passes
 from salviz.errors import Refusal
 from salviz.sanity.checks import Check, Checked
 from salviz.sanity.strip import Strip
-from salviz.seeds import seed_of
+from salviz.seeds import generators, seed_of
 from salviz.similarity.measures import Measure, entropy, find_measure
 from salviz.targets import ClassTarget, PredictedTarget, Target
-from salviz.work import Progress, silent
+from salviz.work import Progress, Work, silent
 
 AT_ONCE = 64
 """Images whose maps of the trained net are kept at a time."""
@@ -111,14 +111,14 @@ def _passes(classifier: Classifier, check: Check, count: int, stages: int) -> in
     """Image passes of a whole test: the trained net's maps twice where they are sampled, and every net's."""
     size = classifier.preprocessing.input_size
     once = passes(check.rows, size)
-    sampled = {name: given for name, given in check.rows.items() if _is_sampled(name)}
+    sampled = _sampled(check.methods)
     again = passes(sampled, size) if sampled else 0.0
     return round(count * (once * (1 + check.draws * stages) + again))
 
 
-def _is_sampled(method: str) -> bool:
-    """Whether another seed gives another map."""
-    return method == "random" or registry.get(method).card.stochastic
+def _sampled(rows: Mapping[str, Settings | None]) -> dict[str, Settings | None]:
+    """The methods of which another seed makes another map."""
+    return {method: given for method, given in rows.items() if registry.get(method).card.stochastic}
 
 
 class _Counter:
@@ -154,34 +154,49 @@ class _Trained:
     ) -> None:
         self.x, self.check, self.measures, self.digests = x, check, measures, digests
         self.batch_size, self.counter = batch_size, counter
-        self.logits = predict(classifier, x, batch_size=batch_size)
-        self.classes = self.logits.argmax(dim=1)
         self.valid = _seen(classifier, x) if check.skips_baseline else None
         self.classifier = classifier
         self.native: dict[str, Tensor] = {}
         """The first image's maps at native resolution, of the net that was explained last."""
-        self.maps = dict(self._explain(classifier, check.rows, check.seed))
+        # The random map asks no net.
+        self.asked = {name: given for name, given in check.rows.items() if name != "random"}
+        found, self.logits = self._explain(classifier, self.asked, check.seed, PredictedTarget())
+        found["random"] = self._noise(check.seed)
+        self.maps = {name: found[name] for name in check.rows}
+        self.classes = self.logits.argmax(dim=1)
+        self.target: Target = ClassTarget(self.classes) if check.target == "original" else PredictedTarget()
 
     def _explain(
-        self, net: Classifier, methods: Mapping[str, Settings | None], seed: int
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Raw maps at the input's resolution, by method."""
-        target: Target = ClassTarget(self.classes) if self.check.target == "original" else PredictedTarget()
+        self, net: Classifier, methods: Mapping[str, Settings | None], seed: int, target: Target
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Raw maps of a net at the input's resolution, by method, and its logits."""
         found = explain_set(
             net, self.x, methods=methods, target=target, digests=self.digests, seed=seed, batch_size=self.batch_size,
             progress=self.counter,
         )  # fmt: skip
         self.counter.next()
-        for name, explained in found.items():
-            self.native[name] = explained.maps[0]
-            yield name, _at_input(explained.maps, (int(self.x.shape[2]), int(self.x.shape[3])))
+        laid = {name: self._laid(name, explained.maps) for name, explained in found.items()}
+        # All methods saw the same net: whichever came by its logits.
+        return laid, next(iter(found.values())).logits
+
+    def _noise(self, seed: int) -> Tensor:
+        """The random map at the input's resolution, as the engine would draw it."""
+        method = registry.get("random")
+        streams = generators(seed, self.digests, method.card.id, self.x.device)
+        drawn = method.explain(self.classifier, self.x, PredictedTarget(), generators=streams, work=Work())
+        return self._laid("random", drawn.maps)
+
+    def _laid(self, method: str, raw: Tensor) -> Tensor:
+        self.native[method] = raw[0]
+        return _at_input(raw, (int(self.x.shape[2]), int(self.x.shape[3])))
 
     def itself(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """Similarity of each map with itself under another seed, entropies, and classes."""
-        sampled = {name: given for name, given in self.check.rows.items() if _is_sampled(name)}
-        other = dict(self.maps)
+        seed = seed_of(self.check.seed, "", "again")
+        other = {**self.maps, "random": self._noise(seed)}
+        sampled = _sampled(self.asked)
         if sampled:
-            other.update(self._explain(self.classifier, sampled, seed_of(self.check.seed, "", "again")))
+            other |= self._explain(self.classifier, sampled, seed, self.target)[0]
         entropies = np.stack([entropy(found).cpu().numpy() for found in self.maps.values()])
         return self._scores(other), entropies, self.classes.cpu().numpy()
 
@@ -189,11 +204,9 @@ class _Trained:
         self, net: Classifier, name: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Tensor]:
         """Similarities, entropies, spread of the logits, agreement and logits of another net."""
-        logits = predict(net, self.x, batch_size=self.batch_size)
-        rows = {method: given for method, given in self.check.rows.items() if method != "random"}
         # The same random numbers as for the trained net, so that only the weights differ; but for the random map.
-        found = dict(self._explain(net, rows, self.check.seed))
-        found.update(self._explain(net, {"random": None}, seed_of(self.check.seed, name, "random map")))
+        found, logits = self._explain(net, self.asked, self.check.seed, self.target)
+        found["random"] = self._noise(seed_of(self.check.seed, name, "random map"))
         spread = logits.std(dim=1) / self.logits.std(dim=1)
         agrees = (logits.argmax(dim=1) == self.classes).float()
         entropies = np.stack([entropy(found[method]).cpu().numpy() for method in self.maps])

@@ -60,14 +60,12 @@ def look(chosen: rows.Chosen, pick: Pick) -> View:
 def header(pick: Pick) -> None:
     """What is on screen, in one line, with the link."""
     picture, loaded, kind = pick.picture, pick.loaded, st.session_state["rows"]
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        names = [picture.name if picture else "Compare"]
-        if kind != "models" and loaded is not None:
-            names.append(loaded.classifier.title)
-        if kind != "methods" and pick.request is not None:
-            names.append(_card(pick.request).title)
-        st.title(" · ".join(panels.plain(name) for name in names if name), anchor=False, width="stretch")
-        panels.link(is_shareable=picture is None or picture.shareable)
+    names = [picture.name if picture else "Compare"]
+    if kind != "models" and loaded is not None:
+        names.append(loaded.classifier.title)
+    if kind != "methods" and pick.request is not None:
+        names.append(_card(pick.request).title)
+    panels.header(names, picture)
 
 
 def _card(request: Request) -> Any:

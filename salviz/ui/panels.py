@@ -62,6 +62,23 @@ def theme() -> str:
     return "dark" if st.context.theme.type == "dark" else "light"
 
 
+def ground() -> int:
+    """Grey of the page, between pictures side by side."""
+    return 18 if theme() == "dark" else 255
+
+
+def header(names: Sequence[str], picture: Any) -> None:
+    """What is on screen, in one line, with the link.
+
+    Args:
+        names: Joined into the title; empty ones are left out.
+        picture: The photograph, or None.
+    """
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.title(" · ".join(plain(name) for name in names if name), anchor=False, width="stretch")
+        link(is_shareable=picture is None or picture.shareable)
+
+
 def score(title: str, value: Any, *, meaning: str, missing: str, is_awaited: bool = False) -> None:
     """A score with its interval and count, or why it is undefined.
 

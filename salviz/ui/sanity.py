@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from salviz.classifiers.choices import INITIALISATIONS, ORDERS, STATISTICS
 from salviz.errors import SalvizError
-from salviz.ui import follow, panels, stages, state
+from salviz.metrics.randomisation import CALIBRATION
+from salviz.ui import follow, panels, stages
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -48,6 +50,11 @@ class View:
     found: Checked | None
 
     @property
+    def key(self) -> str:
+        """Of the work: what pictures of it are remembered by."""
+        return self.followed.key if self.followed else ""
+
+    @property
     def problems(self) -> list[str]:
         """One sentence for everything that went wrong."""
         refused = [] if self.found is None else list(self.found.refused.values())
@@ -64,10 +71,8 @@ class View:
 def header(pick: Pick) -> None:
     """What is on screen, in one line, with the link."""
     picture, loaded = pick.picture, pick.loaded
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        names = [picture.name if picture else "Sanity checks", loaded.classifier.title if loaded else ""]
-        st.title(" · ".join(panels.plain(name) for name in names if name), anchor=False, width="stretch")
-        panels.link(is_shareable=picture is None or picture.shareable)
+    names = [picture.name if picture else "Sanity checks", loaded.classifier.title if loaded else ""]
+    panels.header(names, picture)
 
 
 def choose(pick: Pick) -> Chosen:
@@ -76,7 +81,7 @@ def choose(pick: Pick) -> Chosen:
 
     names: list[str] = st.multiselect(
         "Methods",
-        [name for name in METHODS if name not in ("random", "edge")],
+        [name for name in METHODS if name not in CALIBRATION],
         format_func=lambda key: METHODS[key].card.title,
         key="checked",
         persist_state="session",
@@ -85,12 +90,12 @@ def choose(pick: Pick) -> Chosen:
         help="The random map, which passes, and the edge map, which never moves, always stand beside them.",
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        order = panels.choice("Order in which stages are randomised", state.ORDERS, "order")
+        order = panels.choice("Order in which stages are randomised", ORDERS, "order")
         with st.popover("Settings", icon=":material/settings:"):
-            start = panels.pick("New weights", state.INITIALISATIONS, "start")
+            start = panels.pick("New weights", INITIALISATIONS, "start")
             statistics = panels.choice(
                 "Statistics of batch norms",
-                state.STATISTICS,
+                STATISTICS,
                 "stats",
                 meaning="Those of training no longer fit random weights: kept, they let activations explode.",
             )
@@ -120,7 +125,7 @@ def choose(pick: Pick) -> Chosen:
     try:
         chosen.check = Check(
             asked,
-            Randomisation(order, start, statistics, pick.request.seed),  # type: ignore[arg-type]
+            Randomisation(order, start, statistics, pick.request.seed),
             draws=int(draws),
             target=rule,  # type: ignore[arg-type]
             measures=tuple(MEASURES),

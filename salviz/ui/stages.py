@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from salviz.metrics.randomisation import CALIBRATION
 from salviz.ui import display, drawn, follow, panels, state
 from salviz.ui.sidebar import Pick
 
@@ -17,18 +18,17 @@ if TYPE_CHECKING:
 _MOST = 8
 """Nets in a strip: more would be too small to see."""
 _THUMB = 96
-_LIGHT, _DARK = 255, 18
-"""The page's ground, between the pictures."""
 
 
 def task(check: Check, pick: Pick) -> follow.Task:
     """The work of a check of the picked photograph and classifier."""
+    from salviz.classifiers.stages import find_stages
     from salviz.engine import passes
 
     picture, loaded = pick.picture, pick.loaded
     assert picture is not None  # noqa: S101 - the page asked
     classifier = loaded.classifier
-    nets = len(check.how.plan(_stages(classifier.digest, classifier)))
+    nets = len(check.how.plan(find_stages(classifier)))
     count = passes(check.rows, classifier.preprocessing.input_size) * (1 + nets * check.draws)
     seconds = float(count * loaded.seconds_per_pass)
 
@@ -46,13 +46,6 @@ def task(check: Check, pick: Pick) -> follow.Task:
     return follow.Task(
         hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), seconds, seconds > follow.PATIENT_SECONDS, run
     )
-
-
-@st.cache_data(show_spinner=False, max_entries=50)
-def _stages(digest: str, _classifier: Any) -> Any:
-    from salviz.classifiers.stages import find_stages
-
-    return find_stages(_classifier)
 
 
 def _places(view: View) -> list[int]:
@@ -78,14 +71,13 @@ def strips(view: View) -> None:
     st.caption("Each map on its own scale, from left to right: " + ", ".join(f"{name}" for name in names) + ".")
     measure = _measure()
     told = _verdicts(view, measure)
-    ground = _DARK if panels.theme() == "dark" else _LIGHT
     for method, title in view.titles().items():
         choices = display.chosen(_card(method))
         words = "; ".join(told.get(method, [""])) if found.is_complete else ""
         st.markdown(f"**{title}**" + (f": {words}" if words else ""))
         content = drawn.strip(
-            view.followed.key if view.followed else "", method, tuple(places), len(found.strip.top), choices, _THUMB,
-            ground, found.strip,
+            view.key, method, tuple(places), len(found.strip.top), choices, _THUMB,
+            panels.ground(), found.strip,
         )  # fmt: skip
         st.image(content, width="stretch", alt=f"{title}: maps of {', '.join(names)}")
     state.write_url()
@@ -156,7 +148,7 @@ def slider(view: View) -> None:
     strip, labels = found.strip, picked.loaded.classifier.labels
     places = list(strip.places)
     st.subheader("One stage at a time", anchor=False)
-    titles = {method: title for method, title in view.titles().items() if method not in ("random", "edge")}
+    titles = {method: title for method, title in view.titles().items() if method not in CALIBRATION}
     if st.session_state["shown"] not in titles:
         st.session_state["shown"] = next(iter(titles))
     if st.session_state["stage"] not in places:
@@ -178,7 +170,7 @@ def slider(view: View) -> None:
     other = f"Random: {stage}" if place else "The same: move the slider"
     for column, start, caption in ((columns[0], 0, "Trained"), (columns[1], place, other)):
         with column:
-            content = drawn.stage(view.followed.key if view.followed else "", method, start, choices, strip)
+            content = drawn.stage(view.key, method, start, choices, strip)
             st.image(content, caption=caption, width="stretch", alt=f"{titles[method]}: {caption}")
     classes, probabilities = strip.top[place]
     with columns[2]:
@@ -245,11 +237,10 @@ def _file(name: str) -> str:
 
 
 def _manifest(view: View) -> str:
-    import json
-
+    from salviz.plain import json_text
     from salviz.sanity import report
 
     assert view.found is not None and view.pick.picture is not None  # noqa: S101, PT018 - the page asked
     picture = view.pick.picture
     found = report.manifest(view.found, view.pick.loaded.classifier, [(picture.name, picture.digest)])
-    return json.dumps(found, indent=2, allow_nan=False)
+    return json_text(found, indent=2)

@@ -20,8 +20,10 @@ from typing import Any
 
 import streamlit as st
 
+from salviz.classifiers.choices import INITIALISATIONS, ORDERS, STATISTICS
 from salviz.colormaps import COLORMAPS
 from salviz.errors import SalvizError
+from salviz.metrics.randomisation import CHECKED
 from salviz.overlay import DisplayRange
 from salviz.transforms import AUGMENTATIONS
 
@@ -30,27 +32,6 @@ COMPARED = (
     "random",
 )  # fmt: skip
 """The methods a first visit compares: cheap ones of several families, and the controls."""
-
-CHECKED = ("gradient", "input_x_gradient", "guided_backprop", "grad_cam")
-"""The methods a first visit checks: what passes and what fails, at one forward and one backward each."""
-
-ORDERS, INITIALISATIONS, STATISTICS = (
-    {
-        "top_down": "From the logits down",
-        "bottom_up": "From the input up",
-        "independent": "One at a time",
-        "full": "All at once",
-    },
-    {
-        "architecture": "As before training",
-        "module": "Each layer's default",
-        "truncated_normal": "Truncated normal",
-        "permute": "Shuffled weights",
-        "moments": "Same mean and spread",
-    },
-    {"reset": "Reset", "keep": "Kept", "estimate": "Measured on the picture"},
-)
-"""How a net is randomised, for people; `classifiers.randomising` says what each does."""
 
 RACE_SECONDS = 2.0
 """An interaction may still carry the URL from before our last write; older differences are the person's."""

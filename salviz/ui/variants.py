@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 _CARD_WIDTH = 236
 _NONE_CHOSEN = "No augmentation is chosen. Choose some under Augmentations."
-_LIGHT, _DARK = 255, 18
-"""Grey between the two pictures of a card: the page's ground."""
 
 
 def variants(shown: Shown, choices: Display, *, is_running: bool) -> None:
@@ -68,7 +66,7 @@ def _card(shown: Shown, row: int, label: str, choices: Display) -> Card:
     predicted = int(exploration.predicted[row])
     probability = float(exploration.probabilities[row, predicted])
     similarity = panels.number(float(exploration.ssim[row]))
-    background = _DARK if panels.theme() == "dark" else _LIGHT
+    background = panels.ground()
     return Card(
         # Twice as many pixels as its width: sharp screens get them all.
         drawn.card(exploration.request.digest, row, choices, 2 * _CARD_WIDTH, background, exploration),

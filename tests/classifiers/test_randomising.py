@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from salviz.classifiers.choices import INITIALISATIONS
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.loading import untrained
-from salviz.classifiers.randomising import INITIALISATIONS, Randomisation, randomised
+from salviz.classifiers.randomising import Randomisation, randomised
 from salviz.classifiers.stages import find_stages
 from salviz.errors import ClassifierError
 from tests.models import images, timm_model
@@ -151,4 +152,4 @@ def test_statistics_of_batch_norms() -> None:
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ClassifierError, match="top_down, bottom_up"):
-        Randomisation("sideways")  # type: ignore[arg-type]
+        Randomisation("sideways")

@@ -5,7 +5,7 @@ What is not known to be right is refused by name (`NoRuleError`) rather than dif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
+from salviz.classifiers.stages import tensors_in
 from salviz.methods.relevance.nonlinear import is_cut_at_zero, norm, through
 from salviz.methods.relevance.rules import FirstRule, Layer, NoRuleError, Pixels, Rule
 from salviz.methods.unfused import UNFUSED
@@ -67,14 +68,6 @@ _SCALES = _names("sigmoid sigmoid_ hardsigmoid norm vector_norm linalg_vector_no
 _NORMS = _names("layer_norm group_norm rms_norm instance_norm normalize")
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-
-
 def _swap(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
@@ -118,7 +111,7 @@ class PropagationMode(TorchFunctionMode):
         if func in UNFUSED:
             with self:
                 return UNFUSED[func](*args, **kwargs)
-        given = list(_tensors([*args, *kwargs.values()]))
+        given = list(tensors_in([*args, *kwargs.values()]))
         if any(id(tensor) in self._pixels for tensor in given):
             return self._of_image(func, args, kwargs, given)
         live = [tensor for tensor in given if tensor.requires_grad]
@@ -128,7 +121,7 @@ class PropagationMode(TorchFunctionMode):
         if any(tensor in self._scales for tensor in given):
             if _name(func) in _MATRIX | {"linear", "conv1d", "conv2d"}:
                 raise NoRuleError("a gate that goes into another layer")
-            for tensor in _tensors([result]):
+            for tensor in tensors_in([result]):
                 self._scales[tensor] = True
         return result
 
@@ -148,10 +141,10 @@ class PropagationMode(TorchFunctionMode):
                 return part(self._pixels[id(tensor)]) if id(tensor) in self._pixels else tensor
 
             swapped = {key: _swap(value, change) for key, value in kwargs.items()}
-            return list(_tensors([func(*_swap(args, change), **swapped)]))
+            return list(tensors_in([func(*_swap(args, change), **swapped)]))
 
         result = func(*args, **kwargs)
-        outputs = list(_tensors([result]))
+        outputs = list(tensors_in([result]))
         if not outputs:
             return result
         if name in _MOVES and not (name == "pad" and (len(args) > 3 or kwargs.get("value"))):
@@ -175,7 +168,7 @@ class PropagationMode(TorchFunctionMode):
             return iter(self._of_signals(torch.unbind, args, {}, live))
         known = all(tensor in self._signals for tensor in live)
         is_positive = known and all(self._signals[tensor] for tensor in live)
-        scales = [tensor for tensor in _tensors([*args, *kwargs.values()]) if tensor in self._scales]
+        scales = [tensor for tensor in tensors_in([*args, *kwargs.values()]) if tensor in self._scales]
         of_weights = _layer(name, func, args, kwargs)
         result: Any
         if of_weights is not None and of_weights.x.requires_grad and not of_weights.weight.requires_grad:
@@ -188,7 +181,7 @@ class PropagationMode(TorchFunctionMode):
         elif name in _SCALES:
             found = func(*args, **kwargs)
             result = (found[0].detach(), found[1]) if name == "var_mean" else _swap(found, Tensor.detach)
-            for tensor in _tensors([result]):
+            for tensor in tensors_in([result]):
                 if not tensor.requires_grad:
                     self._scales[tensor] = True
             is_positive = False
@@ -204,13 +197,13 @@ class PropagationMode(TorchFunctionMode):
             result, is_positive = func(*args, **kwargs), True
         else:
             result = func(*args, **kwargs)
-            is_product = name == "addcmul" and len([t for t in _tensors(args[1:]) if t.requires_grad]) > 1
-            if (name not in _LINEAR or is_product) and any(tensor.requires_grad for tensor in _tensors([result])):
+            is_product = name == "addcmul" and len([t for t in tensors_in(args[1:]) if t.requires_grad]) > 1
+            if (name not in _LINEAR or is_product) and any(tensor.requires_grad for tensor in tensors_in([result])):
                 raise NoRuleError(name)
             if scales and name not in _MOVES:
                 raise NoRuleError(f"{name} of a gate")
             is_positive = is_positive and name in _KEEP_SIGN and not _has_constants(name, args, kwargs)
-        outputs = list(_tensors([result] if isinstance(result, Tensor) else result if _is_group(result) else []))
+        outputs = list(tensors_in([result] if isinstance(result, Tensor) else result if _is_group(result) else []))
         if any(tensor.requires_grad for tensor in outputs) and not known:
             raise NoRuleError("a function that cannot be seen into")
         for tensor in outputs:
@@ -251,7 +244,7 @@ def _is_group(result: Any) -> bool:
 
 def _has_constants(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether something that may be negative comes in beside the values: a term of a sum, a filling."""
-    if any(not tensor.requires_grad for tensor in _tensors([*args, *kwargs.values()])):
+    if any(not tensor.requires_grad for tensor in tensors_in([*args, *kwargs.values()])):
         return True
     if name == "pad":
         return len(args) > 2 or bool(kwargs)

@@ -1,0 +1,62 @@
+"""Results as files: numbers and JSON in plain types, and writing that leaves no half of a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from salviz.errors import RequestError
+
+
+def plain_number(value: float) -> float | None:
+    """For JSON, which has no word for the undefined."""
+    return float(value) if math.isfinite(value) else None
+
+
+def digits(value: float) -> str:
+    """All digits for a table; nothing where undefined."""
+    return repr(value) if math.isfinite(value) else ""
+
+
+def json_text(content: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """JSON of plain types, names as they are written."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def write_files(folder: Path | str, contents: Mapping[str, bytes]) -> list[Path]:
+    """Write files into a folder; each appears whole or not at all, and replaces one of its name.
+
+    Args:
+        folder: Created where it does not exist.
+        contents: By name.
+
+    Returns:
+        The files' paths, in their order.
+
+    Raises:
+        RequestError: The folder cannot be made or written to.
+    """
+    place = Path(folder).expanduser()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return [_write(place / name, content) for name, content in contents.items()]
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RequestError(f"The results cannot be written to '{folder}' ({reason}); choose another folder.") from error
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Write a file beside its place, then rename it: nobody ever reads half of it."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return path
