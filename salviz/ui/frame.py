@@ -95,5 +95,6 @@ def _cold() -> None:
 
 @st.fragment(run_every=0.4)
 def _poll() -> None:
-    if session.is_warm():
+    # Waiting costs nothing; runs of the page compete with the imports for the interpreter.
+    if session.wait_until_warm(2.0):
         st.rerun()

@@ -61,10 +61,10 @@ def _warm_up() -> None:
             "salviz.export",
         ):
             importlib.import_module(name)
-        # Streamlit collects garbage after every run of a page. Walking through the libraries' million objects each
-        # time would hold up every page and all work; they stay for good, so they are left out of it.
-        gc.collect()
-        gc.freeze()
+            # A collection of garbage walks through the libraries' million objects and holds up every page, all work
+            # and first of all what is still to be imported: they stay for good, so they are left out of it. (Where
+            # the app is run without its configuration, Streamlit collects after every run of a page.)
+            gc.freeze()
     except Exception:
         logging.getLogger(__name__).exception("loading the libraries failed")
         _state["error"] = "PyTorch could not be loaded; the log of the server says why."
