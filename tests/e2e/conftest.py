@@ -187,6 +187,13 @@ class Watch:
 
 Open = Callable[..., Any]
 
+# Without a graphics card a spinner that turns costs half a core, which the work it waits for would need.
+_STILL = """addEventListener("DOMContentLoaded", () => {
+    const style = document.createElement("style");
+    style.textContent = "*, *::before, *::after { animation: none !important; transition: none !important; }";
+    document.head.append(style);
+})"""
+
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Open]:
@@ -197,6 +204,7 @@ def open_page(browser: Any) -> Iterator[Open]:
         def open_at(url: str, *, viewport: dict[str, int] | None = None, **options: Any) -> Any:
             context = browser.new_context(viewport=viewport or WIDE, reduced_motion="reduce", **options)
             contexts.callback(context.close)
+            context.add_init_script(_STILL)
             # A click must reach its place within seconds even on a busy machine.
             context.set_default_timeout(30_000)
             page = context.new_page()
