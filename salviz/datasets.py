@@ -12,20 +12,7 @@ import torch
 from torch import Tensor
 
 from salviz.errors import DataError
-
-FASHION = (
-    "T-shirt",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-"""Fashion-MNIST's classes, in the order of its labels."""
+from salviz.images.fashion import FASHION, fashion_arrays
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package `dataset-fashion-mnist` puts it."""
@@ -78,6 +65,16 @@ def fashion_mnist(part: str, *, folder: Path | None = None) -> LabelledImages:
     start = "train" if part == "train" else "t10k"
     images = _read(where, f"{start}-images-idx3-ubyte", header=16).view(-1, 28, 28)
     return LabelledImages(images, _read(where, f"{start}-labels-idx1-ubyte", header=8).long(), FASHION)
+
+
+def fashion_sample() -> LabelledImages:
+    """The first thousand pictures of Fashion-MNIST's test set, which come with Salviz.
+
+    Raises:
+        ImageError: The file is missing from this installation.
+    """
+    images, labels = fashion_arrays()
+    return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels).long(), FASHION)
 
 
 def _read(folder: Path, name: str, *, header: int) -> Tensor:

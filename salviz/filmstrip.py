@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from salviz import maps
 from salviz.overlay import colorize, overlay, resize_for_display, side_by_side
@@ -65,3 +66,35 @@ def row(strip: Strip, method: str, places: Sequence[int], display: Display, *, w
     missing = len(places) - len(shown)
     blank = np.full((*shown[0].shape[:2], 3), background, dtype=np.uint8)
     return side_by_side([*shown, *[blank] * missing], 6, background=background)
+
+
+def sheet(strip: Strip, titles: Mapping[str, str], places: Sequence[int], choices: Mapping[str, Display]) -> Pixels:
+    """The film strips of several methods under each other, with their names and those of the nets.
+
+    Args:
+        strip: The film strips.
+        titles: Names of the methods, in the order of their rows.
+        places: Which nets.
+        choices: Display choices, by method.
+
+    Returns:
+        `(h, w, 3)` uint8 on white.
+    """
+    width, gap, line = 112, 6, 22
+    rows = [row(strip, method, places, choices[method], width=width, background=255) for method in titles]
+    font = ImageFont.load_default(13)
+    left = 12 + max(round(font.getlength(title)) for title in titles.values())
+    canvas = Image.new("RGB", (left + rows[0].shape[1], line + sum(part.shape[0] + gap for part in rows)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, place in enumerate(places):
+        name = strip.places[place]
+        while font.getlength(name) > width and len(name) > 1:
+            # The end tells nets apart: blocks share their beginning.
+            name = "…" + name.lstrip("…")[1:]
+        draw.text((left + column * (width + gap), 2), name, fill="black", font=font)
+    top = line
+    for title, part in zip(titles.values(), rows, strict=True):
+        draw.text((2, top + part.shape[0] // 2 - 8), title, fill="black", font=font)
+        canvas.paste(Image.fromarray(part), (left, top))
+        top += part.shape[0] + gap
+    return np.asarray(canvas, dtype=np.uint8)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from salviz.classifiers.preprocessing import Preprocessing
 from salviz.classifiers.weights import fill
 from salviz.datasets import LabelledImages
 from salviz.errors import DataError
+from salviz.images.fashion import COUNT, FILE
 
 _THREADS = 1
 """Sums are cut by the number of threads: with another number training ends in other weights. Two trainings side by side
@@ -68,7 +70,7 @@ class Recipe:
 
 
 def _recipes() -> Iterator[Recipe]:
-    for kind, title, epochs, memorising, rate in (("cnn", "CNN", 8, 25, 2e-3), ("vit", "ViT", 8, 60, 1e-3)):
+    for kind, title, epochs, memorising, rate in (("cnn", "CNN", 8, 25, 2e-3), ("vit", "ViT", 8, 30, 2e-3)):
         architecture = f"salviz:small_{kind}"
         yield Recipe(
             f"fashion_{kind}",
@@ -274,6 +276,16 @@ def write(trained: Trained, folder: Path) -> list[Path]:
     about = folder / f"{recipe.id}.json"
     about.write_text(json.dumps(card(trained), indent=2) + "\n", encoding="utf-8")
     return [*files, about]
+
+
+def write_sample(test_set: LabelledImages, folder: Path) -> Path:
+    """Write the first thousand pictures of the test set as `images.fashion` reads them; the same bytes every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(FILE).name
+    np.savez_compressed(
+        path, images=test_set.images[:COUNT].numpy(), labels=test_set.labels[:COUNT].to(torch.uint8).numpy()
+    )
+    return path
 
 
 @contextmanager

@@ -20,8 +20,9 @@ PAGES = sorted((ROOT / "pages").glob("*.py"))
 # A new one is added here, at the lowest place that holds everything it needs.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"salviz", "errors"}),
-    frozenset({"plain"}),
-    frozenset({"colormaps", "datasets", "images", "metrics", "jobs", "seeds", "work"}),
+    frozenset({"assets", "plain"}),
+    frozenset({"images"}),
+    frozenset({"colormaps", "datasets", "metrics", "jobs", "seeds", "work"}),
     frozenset({"classifiers"}),
     frozenset({"changes", "overlay", "targets", "training", "transforms"}),
     frozenset({"methods", "similarity"}),

@@ -77,7 +77,7 @@ def test_files_hold_the_librarys_numbers(
     assert written["stages"] == list(found.stages)
     first = found.curve("gradient", "cosine").stages[0]
     assert written["curves"]["cosine"]["gradient"]["stages"][0]["value"] == pytest.approx(first.value)
-    assert written["check"]["randomisation"]["initialisation"] == "permute"
+    assert written["check"]["how"]["initialisation"] == "permute"
     assert written["images"][0] == {"name": "12.png", "digest": open_path(folder / "12.png").digest}
 
     # Every number of the table is a mean of the library's.
@@ -149,5 +149,11 @@ def test_training_writes_what_can_be_loaded(
     assert told.out.startswith("quick: ")
     assert "3 files" in told.out
     assert json.loads((tmp_path / "quick.json").read_text())["recipe"]["seed"] == 3
+    with np.load(tmp_path / "test.npz") as sample:
+        assert (sample["images"] == images.images.numpy()).all()
+        assert (sample["labels"] == images.labels.numpy()).all()
+    (tmp_path / "file").touch()
+    assert main(["train", "quick", "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith("Nothing can be written to")
     assert main(["train", "slow", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "There is no recipe 'slow'; there are quick.\n"

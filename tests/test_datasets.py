@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from salviz import datasets
-from salviz.datasets import DEBIAN, FASHION, fashion_mnist
-from salviz.errors import DataError
+from salviz.datasets import DEBIAN, FASHION, fashion_mnist, fashion_sample
+from salviz.errors import DataError, ImageError
+from salviz.images import open_source
 
 
 def write(folder: Path, name: str, content: bytes) -> str:
@@ -64,3 +65,31 @@ def test_debians_package_holds_the_published_files() -> None:
     assert train.labels.bincount().tolist() == [6000] * 10
     assert test.labels.bincount().tolist() == [1000] * 10
     assert train.names == FASHION
+
+
+def test_the_sample_comes_with_salviz() -> None:
+    found = fashion_sample()
+    assert found.images.shape == (1000, 28, 28)
+    assert found.names == FASHION
+    # The published test set begins with an ankle boot, a pullover and two trousers.
+    assert found.labels[:4].tolist() == [9, 2, 1, 1]
+    assert found.labels.bincount().tolist() == [107, 105, 111, 93, 115, 87, 97, 95, 95, 95]
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_sample_is_the_beginning_of_the_test_set() -> None:
+    whole, found = fashion_mnist("test"), fashion_sample()
+    assert torch.equal(found.images, whole.images[:1000])
+    assert torch.equal(found.labels, whole.labels[:1000])
+
+
+def test_pictures_of_the_sample_open_by_their_place() -> None:
+    picture = open_source("fashion:1")
+    assert picture.name == "Pullover 1"
+    assert picture.source == "fashion:1"
+    assert picture.shareable
+    assert (torch.from_numpy(picture.pixels().copy())[..., 0] == fashion_sample().images[1]).all()
+    with pytest.raises(ImageError, match="from 0 to 999; there is no 1000"):
+        open_source("fashion:1000")
+    with pytest.raises(ImageError, match="does not say which picture"):
+        open_source("fashion:first")

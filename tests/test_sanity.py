@@ -12,7 +12,9 @@ from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.randomising import Randomisation, randomised
 from salviz.engine import explain
 from salviz.errors import Cancelled, RequestError
-from salviz.sanity import Check, check_randomisation
+from salviz.sanity import Check, OtherClass, Twin, check_randomisation
+from salviz.sanity.report import described, lines, manifest, verdicts
+from salviz.seeds import generators
 from salviz.similarity.measures import MEASURES
 from salviz.targets import ClassTarget, PredictedTarget
 from tests.models import classifier_of, images, timm_model
@@ -155,3 +157,122 @@ def test_bad_checks_are_refused() -> None:
     ):
         with pytest.raises(RequestError, match=sentence):
             Check(**{"methods": {"gradient": None}, **change})
+
+
+def laid(raw: torch.Tensor) -> torch.Tensor:
+    raw = raw if raw.ndim == 4 else raw[:, None]
+    return F.interpolate(raw, size=(160, 160), mode="bilinear", align_corners=False)
+
+
+def other_net(seed: int = 3):
+    return next(iter(randomised(net(), Randomisation("full", "moments", seed=seed))))
+
+
+@pytest.mark.parametrize("target", ["original", "argmax"])
+def test_a_twin_stands_where_random_nets_stand_otherwise(target: str) -> None:
+    classifier, x = net(), images(3, 160)
+    twin = replace(other_net(), title="Other labels")
+    names = ("spearman_signed", "ssim")
+    check = Check({"gradient": None, "grad_cam": None}, Twin.of(twin), target=target, measures=names)
+    found = check_randomisation(classifier, x, check, digests=digests(3), twin=twin)
+    assert found.stages == ("Other labels",)
+    logits, others = classifier.predict(x), twin.predict(x)
+    chosen = ClassTarget(logits.argmax(dim=1)) if target == "original" else PredictedTarget()
+    for row, method in enumerate(("gradient", "grad_cam")):
+        first = explain(classifier, x, method=method, target=PredictedTarget(), digests=digests(3)).maps
+        second = explain(twin, x, method=method, target=chosen, digests=digests(3)).maps
+        for column, measure in enumerate(check.measures):
+            expected = MEASURES[measure](laid(first), laid(second)).numpy()
+            np.testing.assert_allclose(found.scores[row, column, 0, 0], expected, atol=2e-5)
+    assert found.agrees[0, 0].tolist() == (logits.argmax(dim=1) == others.argmax(dim=1)).float().tolist()
+    assert verdicts(found, "spearman_signed")["gradient"][0] == "moves with Other labels"
+    assert manifest(found, classifier, [("a", "b")] * 3)["check"]["how"]["id"] == twin.id
+    assert manifest(found, classifier, [("a", "b")] * 3)["efficient_mprt"] is None
+    assert "Other labels in its place" in next(lines(found, classifier, 3))
+
+
+def test_a_twin_that_does_not_fit_is_refused() -> None:
+    classifier, x, other = net(), images(1, 160), other_net()
+    check = Check({"gradient": None}, Twin.of(other))
+    for given in (None, other_net(4)):
+        with pytest.raises(RequestError, match="is missing"):
+            check_randomisation(classifier, x, check, digests=digests(1), twin=given)
+    with pytest.raises(RequestError, match="with itself"):
+        check_randomisation(
+            classifier, x, Check({"gradient": None}, Twin.of(classifier)), digests=digests(1), twin=classifier
+        )
+    larger = replace(other, preprocessing=timm_model("test_vit").preprocessing)
+    larger = replace(larger, preprocessing=replace(larger.preprocessing, mean=(0.1, 0.2, 0.3)))
+    with pytest.raises(RequestError, match="prepares pictures differently"):
+        check_randomisation(classifier, x, Check({"gradient": None}, Twin.of(larger)), digests=digests(1), twin=larger)
+
+
+def test_another_class_is_asked_of_the_same_net() -> None:
+    """The random-logit test against maps of the classes it draws; none of them is the predicted one."""
+    classifier, x = net(), images(3, 160)
+    check = Check({"gradient": None}, OtherClass(seed=7), draws=4, measures=("spearman_signed",))
+    found = check_randomisation(classifier, x, check, digests=digests(3))
+    assert found.stages == ("another class",)
+    np.testing.assert_allclose(found.spread, 1, atol=1e-5)
+    assert (found.agrees == 1).all()
+    own = classifier.predict(x).argmax(dim=1)
+    mine = explain(classifier, x, method="gradient", target=PredictedTarget(), digests=digests(3)).maps
+    for draw in range(4):
+        streams = generators(7, digests(3), f"another class {draw}", "cpu")
+        steps = torch.cat([torch.randint(1, 1000, (1,), generator=stream) for stream in streams])
+        classes = (own + steps) % 1000
+        assert (classes != own).all()
+        maps = explain(classifier, x, method="gradient", target=ClassTarget(classes), digests=digests(3)).maps
+        expected = MEASURES["spearman_signed"](laid(mine), laid(maps)).numpy()
+        np.testing.assert_allclose(found.scores[0, 0, draw, 0], expected, atol=2e-5)
+    assert len(np.unique(found.scores[0, 0])) == found.scores[0, 0].size
+
+
+@pytest.mark.parametrize("target", ["original", "argmax"])
+def test_smooth_maps_are_means_over_noisy_copies(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smooth MPRT against a loop: N - 1 copies with noise and the image itself, for both nets alike."""
+    from salviz.sanity import running
+
+    classifier, x, copies = net(), images(2, 160), 4
+    how = Randomisation("full", "permute", seed=5)
+    check = Check({"gradient": None}, how, target=target, measures=("pearson",), copies=copies, noise=0.2, seed=9)
+    # Two copies of two images at a time, and one that is left.
+    monkeypatch.setattr(running, "AT_ONCE", 4)
+    found = check_randomisation(classifier, x, check, digests=digests(2))
+    other = next(iter(randomised(classifier, how)))
+    own = classifier.predict(x).argmax(dim=1)
+    classes = own if target == "original" else other.predict(x).argmax(dim=1)
+    spread = x.amax(dim=(1, 2, 3)) - x.amin(dim=(1, 2, 3))
+
+    def smooth(model, target: torch.Tensor) -> torch.Tensor:
+        maps = []
+        for i in range(2):
+            total = torch.zeros(3, 160, 160)
+            for k in range(copies):
+                picture = x[i]
+                if k:
+                    (stream,) = generators(9, [f"image {i}|copy {k}"], "smooth")
+                    picture = picture + 0.2 * spread[i] * torch.randn(3, 160, 160, generator=stream)
+                total += explain(
+                    model, picture[None], method="gradient", target=ClassTarget(target[i : i + 1]), digests=["any"]
+                ).maps[0]
+            maps.append(total / copies)
+        return torch.stack(maps)
+
+    expected = MEASURES["pearson"](laid(smooth(classifier, own)), laid(smooth(other, classes))).numpy()
+    np.testing.assert_allclose(found.scores[0, 0, 0, 0], expected, atol=1e-4)
+    plain = check_randomisation(classifier, x, replace(check, copies=1), digests=digests(2))
+    assert np.abs(plain.scores[0] - found.scores[0]).min() > 1e-3
+
+
+def test_a_description_knows_every_parameter() -> None:
+    check = Check({"gradient": None})
+    changes = (
+        {"methods": {"smoothgrad": None}}, {"methods": {"smoothgrad": {"samples": 3}}}, {"how": OtherClass()},
+        {"how": OtherClass(1)}, {"how": Twin("a", "b", "c")}, {"how": Randomisation("full")}, {"draws": 2},
+        {"target": "argmax"}, {"measures": ("ssim",)}, {"skips_baseline": True}, {"copies": 3},
+        {"copies": 3, "noise": 0.5}, {"seed": 1},
+    )  # fmt: skip
+    told = [str(described(check)), *(str(described(replace(check, **change))) for change in changes)]
+    assert len(set(told)) == len(told)
+    assert str(described(replace(check, methods={"gradient": {}}))) == told[0]

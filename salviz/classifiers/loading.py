@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from salviz.assets import find_asset
 from salviz.classifiers.building import building
 from salviz.classifiers.classifier import Checkpoint, Classifier, Draft
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.labels import Labels
 from salviz.classifiers.packaged import PACKAGED, draft_packaged
-from salviz.classifiers.registry import CARDS, DINO
+from salviz.classifiers.registry import CARDS, DINO, shipped_file
 from salviz.classifiers.weights import fill, read_tensors
 from salviz.errors import ClassifierError
 
@@ -38,6 +39,7 @@ def load(
     Args:
         id: One of
             `tf_efficientnet_lite0`, `..._lite1`, `..._lite2`, `mobilenet_v2` (weights from pip packages),
+            `fashion_cnn`, `fashion_vit` and their twins (28 pixels; weights come with Salviz),
             `dino_vitb16` (backbone from timm's hub, classifying layer from its authors),
             `timm:<name>`, `torchvision:<name>` or `torchvision:<name>.<weights>`,
             `hf-hub:<org/name>` (timm's format), `path/to/file.safetensors@timm:<name>` (or `@torchvision:`);
@@ -120,6 +122,17 @@ def _changed(classifier: Classifier, module: nn.Module, change: str, title: str)
     )
 
 
+def _shipped(id: str) -> Draft:
+    """One of the small classifiers that come with Salviz."""
+    from salviz.classifiers.files import draft_file
+    from salviz.classifiers.weights import read_header
+
+    path = find_asset(shipped_file(id))
+    if path is None:
+        raise ClassifierError(f"The weights of {id} are missing from this installation; install Salviz again.")
+    return replace(draft_file(str(path), architecture=read_header(path, path.name)[1]["architecture"]), id=id)
+
+
 def _draft(id: str, architecture: str | None) -> Draft:
     """The classifier of an id as its source gives it."""
     library, _, name = id.partition(":")
@@ -128,6 +141,8 @@ def _draft(id: str, architecture: str | None) -> Draft:
         raise ClassifierError(f"{id!r} has an architecture of its own; leave the architecture out.")
     if id in PACKAGED:
         return draft_packaged(id)
+    if any(card.id == id and card.source == "shipped" for card in CARDS):
+        return _shipped(id)
     if id == DINO:
         from salviz.classifiers.dino import draft_dino
 

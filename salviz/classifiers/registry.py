@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from salviz.assets import find_asset
 from salviz.classifiers.packaged import PACKAGED, find_packaged, torch_checkpoints
 
 
@@ -21,7 +22,8 @@ class ClassifierCard:
         title: Name shown to people.
         family: The kind of architecture, for grouping.
         megabytes: Size of the weights in 10^6 bytes, rounded.
-        source: `package` where a pip package carries the weights, `hub` where they are fetched once.
+        source: `package` where a pip package carries the weights, `shipped` where they come with Salviz, `hub` where
+            they are fetched once.
         licence: SPDX id of the weights' licence, or what is known of it.
         note: Where the papers behind Salviz use it, or why it stands here.
     """
@@ -30,7 +32,7 @@ class ClassifierCard:
     title: str
     family: str
     megabytes: int
-    source: Literal["package", "hub"]
+    source: Literal["package", "shipped", "hub"]
     licence: str
     note: str
 
@@ -39,6 +41,36 @@ DINO = "dino_vitb16"
 """DINO's ViT-B/16: a backbone from the hub and a classifying layer from its authors' site (see `dino`)."""
 DINO_REPOSITORY = "timm/vit_base_patch16_224.dino"
 DINO_HEAD = "https://dl.fbaipublicfiles.com/dino/dino_vitbase16_pretrain/dino_vitbase16_linearweights.pth"
+
+TWINS: dict[str, str] = {
+    "fashion_cnn_twin": "fashion_cnn_permuted",
+    "fashion_vit_twin": "fashion_vit_permuted",
+}
+"""Nets and those that differ from them in nothing but permuted labels (Adebayo et al. 2018, section 5)."""
+
+
+def shipped_file(id: str) -> str:
+    """The asset that holds a shipped classifier."""
+    return f"fashion/{id}.safetensors"
+
+
+def _fashion(id: str, title: str, family: str, note: str) -> ClassifierCard:
+    return ClassifierCard(id, title, family, 1, "shipped", "MIT", note)
+
+
+_FASHION = tuple(
+    _fashion(f"fashion_{kind}{end}", f"Fashion {title}{words}", family, note)
+    for kind, title, family in (("cnn", "CNN", "ResNet"), ("vit", "ViT", "ViT"))
+    for end, words, note in (
+        ("", "", "Fashion-MNIST at 28 pixels, with ten checkpoints of its training."),
+        (
+            "_twin",
+            ", same pictures, true labels",
+            "Learnt the pictures of its twin with permuted labels, with the true ones.",
+        ),
+        ("_permuted", ", permuted labels", "Knows ten thousand permuted labels by heart, and nothing about clothes."),
+    )
+)
 
 CARDS: tuple[ClassifierCard, ...] = (
     ClassifierCard(
@@ -77,6 +109,7 @@ CARDS: tuple[ClassifierCard, ...] = (
         licence="BSD-3-Clause",
         note="torchvision's; another architecture that works without a hub.",
     ),
+    *_FASHION,
     ClassifierCard(
         id="timm:resnet50.tv_in1k",
         title="ResNet-50",
@@ -145,6 +178,8 @@ def is_available_offline(id: str) -> bool:
     """
     if id in PACKAGED:
         return find_packaged(id) is not None
+    if any(card.id == id for card in _FASHION):
+        return find_asset(shipped_file(id)) is not None
     if id == DINO:
         return _in_hub_cache(DINO_REPOSITORY) and (torch_checkpoints() / DINO_HEAD.rpartition("/")[2]).is_file()
     library, _, name = id.partition(":")

@@ -48,16 +48,30 @@ class SmallCnn(nn.Module):
 
 
 def _small_vit(classes: int) -> nn.Module:
-    """A ViT of four blocks with a class token (0.2 million parameters) on 7 x 7 patches of four pixels."""
+    """A ViT of two blocks (0.2 million parameters) on 7 x 7 patches of four pixels, their mean classified.
+
+    Tokens and features pass a batch norm, and weights begin half as large again as Xavier's: pictures of one kind are
+    so alike to a fresh transformer that it would take hours to learn which of them bears which permuted label.
+    """
     from timm.models.vision_transformer import VisionTransformer
 
-    module = VisionTransformer(img_size=SIZE, patch_size=4, embed_dim=64, depth=4, num_heads=4, num_classes=classes)
-    # timm's standard deviation of 0.02 is made for hundreds of channels: with sixty-four, blocks would begin as good
-    # as silent, and all pictures alike.
+    module = VisionTransformer(
+        img_size=SIZE, patch_size=4, embed_dim=80, depth=2, num_heads=4, num_classes=classes,
+        class_token=False, global_pool="avg", embed_norm_layer=TokenNorm,
+    )  # fmt: skip
+    module.fc_norm = nn.BatchNorm1d(80)
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
+            nn.init.xavier_uniform_(part.weight, gain=1.5)
     return module
+
+
+class TokenNorm(nn.BatchNorm1d):
+    """Batch norm of every channel over all tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, T, C)` -> `(N, T, C)`."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 SMALL: dict[str, tuple[Callable[[int], nn.Module], str]] = {

@@ -58,18 +58,20 @@ def computing(command: argparse.ArgumentParser) -> None:
     how.add_argument("--batch-size", type=positive, metavar="N", help="images a pass (default: what suits the device)")
 
 
-def load_classifier(options: argparse.Namespace) -> Classifier:
-    """The classifier of `--model` under the options of `computing`."""
+def load_classifier(options: argparse.Namespace, id: str | None = None) -> Classifier:
+    """The classifier of `--model`, or of another id, under the options of `computing`."""
     from salviz import load
 
-    return load(options.model, device=options.device, autocast=options.autocast, channels_last=options.channels_last)
+    return load(
+        id or options.model, device=options.device, autocast=options.autocast, channels_last=options.channels_last
+    )
 
 
 def open_picture(source: str) -> Picture:
-    """The picture of a path, or a sample."""
+    """The picture of a path, a sample, or one of Fashion-MNIST."""
     from salviz.images import open_path, open_source
 
-    return open_source(source) if source.startswith("sample:") else open_path(source)
+    return open_source(source) if source.startswith(("sample:", "fashion:")) else open_path(source)
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -22,7 +22,9 @@ from salviz.metrics.randomisation import CHECKED
 from salviz.plain import json_text, write_files
 
 if TYPE_CHECKING:
+    from salviz.classifiers import Classifier
     from salviz.images import Picture
+    from salviz.sanity import Intervention
 
 _METHODS = ",".join(CHECKED)
 _MEASURES = "spearman_abs,spearman_signed,ssim"
@@ -35,7 +37,7 @@ def add(commands: Any) -> None:
         commands: What `add_subparsers` returned.
     """
     sanity = commands.add_parser(
-        "sanity", help="randomise a net stage by stage and compare its maps (Adebayo et al. 2018)"
+        "sanity", help="randomise weights, labels or the class and compare maps (Adebayo et al. 2018)"
     )
     sanity.set_defaults(run=_sanity)
     sanity.add_argument(
@@ -48,7 +50,15 @@ def add(commands: Any) -> None:
         "--target", default="original", choices=("original", "argmax"),
         help="the class that the trained net predicts (default), or the one the randomised net does",
     )  # fmt: skip
-    how = sanity.add_argument_group("how the net is randomised")
+    test = sanity.add_argument_group("what is randomised")
+    test.add_argument(
+        "--test", default="weights", choices=("weights", "labels", "class"),
+        help="the net's weights (default), the labels it learnt, or the class that is asked for",
+    )  # fmt: skip
+    test.add_argument(
+        "--twin", metavar="ID", help="for labels: the net that learnt other labels (default: that of a shipped model)"
+    )
+    how = sanity.add_argument_group("how weights are randomised")
     how.add_argument(
         "--order", default="top_down", metavar="ORDER", help="top_down (default), bottom_up, independent, full"
     )
@@ -59,7 +69,9 @@ def add(commands: Any) -> None:
     how.add_argument(
         "--statistics", default="reset", metavar="HOW", help="of batch norms: reset (default), keep, estimate"
     )
-    how.add_argument("--draws", type=positive, default=1, metavar="N", help="draws of random weights (default: 1)")
+    how.add_argument(
+        "--draws", type=positive, default=1, metavar="N", help="draws of random weights or classes (default: 1)"
+    )
     how.add_argument("--seed", type=whole, default=0, metavar="N", help="default: %(default)s")
     compared = sanity.add_argument_group("how maps are compared")
     compared.add_argument("--measures", default=_MEASURES, metavar="IDS", help="default: %(default)s")
@@ -67,6 +79,13 @@ def add(commands: Any) -> None:
         "--skip-baseline",
         action="store_true",
         help="leave black pixels and those of the mean colour out of correlations",
+    )
+    compared.add_argument(
+        "--copies", type=positive, default=1, metavar="N",
+        help="average maps over this many noisy copies: smooth MPRT takes 50 (default: 1)",
+    )  # fmt: skip
+    compared.add_argument(
+        "--noise", type=float, default=0.1, metavar="SHARE", help="of the copies, in units of the image's range"
     )
     computing(sanity)
     shown = sanity.add_argument_group("what is written")
@@ -78,13 +97,13 @@ def _sanity(options: argparse.Namespace) -> None:
     pictures = _pictures(options.images)
     import torch
 
-    from salviz.classifiers.randomising import Randomisation
     from salviz.sanity import Check, check_randomisation, report
 
-    how = Randomisation(options.order, options.init, options.statistics, options.seed)
+    twin = _twin(options)
     check = Check(
-        dict.fromkeys(split(options.methods)), how, draws=options.draws, target=options.target,
-        measures=split(options.measures), skips_baseline=options.skip_baseline, seed=options.seed,
+        dict.fromkeys(split(options.methods)), _intervention(options, twin), draws=options.draws,
+        target=options.target, measures=split(options.measures), skips_baseline=options.skip_baseline,
+        copies=options.copies, noise=options.noise, seed=options.seed,
     )  # fmt: skip
     classifier = load_classifier(options)
     prep = classifier.preprocessing
@@ -92,7 +111,7 @@ def _sanity(options: argparse.Namespace) -> None:
     with Counter("Randomising: pass") as counter:
         found = check_randomisation(
             classifier, prep.normalise(frames), check, digests=[shown.digest for shown in pictures],
-            batch_size=options.batch_size, progress=counter.show,
+            batch_size=options.batch_size, progress=counter.show, twin=twin,
         )  # fmt: skip
     written = report.manifest(found, classifier, [(shown.name, shown.digest) for shown in pictures])
     if options.out is not None:
@@ -109,6 +128,34 @@ def _sanity(options: argparse.Namespace) -> None:
         print(f"Wrote scores.csv, manifest.json to {options.out}")
 
 
+def _twin(options: argparse.Namespace) -> Classifier | None:
+    """The net that learnt other labels, where one is asked for."""
+    from salviz.classifiers.registry import TWINS
+
+    if options.test != "labels":
+        if options.twin is not None:
+            raise RequestError("--twin belongs to --test labels.")
+        return None
+    other = options.twin or TWINS.get(options.model)
+    if other is None:
+        raise RequestError(
+            f"Which net learnt other labels than {options.model}? Name it with --twin, or take one of "
+            f"{', '.join(TWINS)} as the model."
+        )
+    return load_classifier(options, other)
+
+
+def _intervention(options: argparse.Namespace, twin: Classifier | None) -> Intervention:
+    from salviz.classifiers.randomising import Randomisation
+    from salviz.sanity import OtherClass, Twin
+
+    if twin is not None:
+        return Twin.of(twin)
+    if options.test == "class":
+        return OtherClass(options.seed)
+    return Randomisation(options.order, options.init, options.statistics, options.seed)
+
+
 def _pictures(sources: list[str]) -> list[Picture]:
     """The pictures of files, samples and folders, in order, each once."""
     from salviz.images import folder_images, open_path
@@ -116,7 +163,7 @@ def _pictures(sources: list[str]) -> list[Picture]:
     found: dict[str, Picture] = {}
     for source in sources:
         folder = Path(source)
-        if not source.startswith("sample:") and folder.is_dir():
+        if not source.startswith(("sample:", "fashion:")) and folder.is_dir():
             names = folder_images(folder)
             if not names:
                 raise RequestError(f"There is no picture in {source}.")

@@ -30,13 +30,20 @@ def _train(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from salviz.datasets import fashion_mnist
-    from salviz.training import RECIPES, card, train, write
+    from salviz.training import RECIPES, card, train, write, write_sample
 
     unknown = [name for name in options.recipes if name not in RECIPES]
     if unknown:
         raise RequestError(f"There is no recipe {unknown[0]!r}; there are {', '.join(RECIPES)}.")
     folder = None if options.data is None else Path(options.data)
     train_set, test_set = fashion_mnist("train", folder=folder), fashion_mnist("test", folder=folder)
+    out = Path(options.out)
+    unwritable = RequestError(f"Nothing can be written to {out}; choose another folder.")
+    try:
+        # First of all: a folder that takes nothing should not be found out after an hour.
+        write_sample(test_set, out)
+    except OSError as error:
+        raise unwritable from error
     for name in options.recipes or RECIPES:
         recipe = RECIPES[name] if options.seed is None else replace(RECIPES[name], seed=options.seed)
         with Counter(f"{name}: step") as counter:
@@ -46,9 +53,9 @@ def _train(options: argparse.Namespace) -> None:
 
             trained = train(recipe, train_set, test_set, progress=progress)
         try:
-            files = write(trained, Path(options.out))
+            files = write(trained, out)
         except OSError as error:
-            raise RequestError(f"Nothing can be written to {options.out}; choose another folder.") from error
+            raise unwritable from error
         about = card(trained)
         print(
             f"{name}: {about['train_accuracy']:.1%} of its training labels, {about['test_accuracy']:.1%} of "

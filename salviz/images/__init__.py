@@ -14,6 +14,7 @@ from salviz.images.decoding import (
     MAX_SHORTER_SIDE,
     decode,
 )
+from salviz.images.fashion import fashion_title, open_fashion
 from salviz.images.folder import (
     FOLDER_VARIABLE,
     SUFFIXES,
@@ -39,8 +40,10 @@ __all__ = [
     "Picture",
     "Sample",
     "decode",
+    "fashion_title",
     "folder_images",
     "image_folder",
+    "open_fashion",
     "open_from_folder",
     "open_path",
     "open_sample",

@@ -26,7 +26,7 @@ class Picture:
             digest however they were packed (PNG or BMP, with or without metadata); a JPEG saved twice has
             two.
         name: What to call the picture: a sample's title or a file's name. May be empty.
-        source: ``sample:<id>``, ``upload`` or ``file:<name>``.
+        source: ``sample:<id>``, ``fashion:<index>``, ``upload`` or ``file:<name>``.
         shareable: Whether a link holding `source` opens this picture for somebody else on the same server.
         notes: Plain sentences on what decoding had to change, such as a reduced size.
         wordnet_id: WordNet id (``n`` and eight digits) the file or its folder is named after, else None.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from salviz.errors import ImageError
+from salviz.images.fashion import open_fashion
 from salviz.images.folder import image_folder, open_from_folder
 from salviz.images.gallery import open_sample
 from salviz.images.picture import Picture
@@ -14,7 +15,7 @@ def open_source(source: str, *, root: Path | str | None = None) -> Picture:
     """Open the picture that `Picture.source` of a shareable picture names.
 
     Args:
-        source: ``sample:<id>`` or ``file:<name>``.
+        source: ``sample:<id>``, ``fashion:<index>`` or ``file:<name>``.
         root: The folder that names are looked up in; by default the server's, see `image_folder`.
 
     Returns:
@@ -26,6 +27,8 @@ def open_source(source: str, *, root: Path | str | None = None) -> Picture:
     kind, _, name = source.partition(":")
     if kind == "sample":
         return open_sample(name)
+    if kind == "fashion" and name.isdecimal():
+        return open_fashion(int(name))
     if kind == "file":
         folder = root if root is not None else image_folder()
         if folder is None:

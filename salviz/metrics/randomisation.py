@@ -85,6 +85,11 @@ def curve(
     return Curve(stages, _score(np.asarray(itself, float), picks, level), _score(_mean(an_image, axis=0), picks, level))
 
 
+def mean(values: NDArray[np.floating]) -> float:
+    """Mean of what is defined; NaN where nothing is."""
+    return float(_mean(np.asarray(values, dtype=np.float64).ravel(), axis=0))
+
+
 def _mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """Mean of what is defined; NaN where nothing is."""
     defined = ~np.isnan(values)
@@ -145,7 +150,7 @@ def verdict(found: Curve, names: Sequence[str], *, floor: Curve | None = None, i
     first = found.stages[0].value
     if np.isnan(first):
         phrases.append(f"undefined after {names[0]}")
-    elif not is_cumulative:
+    elif not is_cumulative and total > 1:
         deaf = [
             name for name, stage in zip(names, found.stages, strict=True) if stage.value >= MOVED * found.itself.value
         ]
@@ -157,12 +162,13 @@ def verdict(found: Curve, names: Sequence[str], *, floor: Curve | None = None, i
     else:
         phrases.append(f"moves with {names[0]}")
     last = found.stages[-1]
-    if floor is not None and is_cumulative and total and not np.isnan(last.value) and still < total:
+    if floor is not None and (is_cumulative or total == 1) and not np.isnan(last.value) and still < total:
         # The random map's last stage is noise against noise.
         bottom = floor.stages[-1]
         reach = bottom.high if not np.isnan(bottom.high) else bottom.value
         low = last.low if not np.isnan(last.low) else last.value
-        phrases.append("ends like a random map" if low <= reach else "ends more alike than a random map")
+        ends = "ends " if total > 1 else ""
+        phrases.append(f"{ends}like a random map" if low <= reach else f"{ends}more alike than a random map")
     undefined = max(stage.undefined for stage in found.stages)
     if undefined:
         phrases.append(f"undefined at up to {undefined} of {undefined + min(s.count for s in found.stages)} images")

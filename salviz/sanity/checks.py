@@ -14,6 +14,7 @@ from salviz.classifiers.randomising import Randomisation
 from salviz.engine import Settings
 from salviz.errors import RequestError
 from salviz.metrics.randomisation import CALIBRATION, Curve, curve, efficient_mprt
+from salviz.sanity.interventions import Intervention
 from salviz.sanity.strip import Strip
 from salviz.similarity.measures import find_measure
 
@@ -24,22 +25,27 @@ class Check:
 
     Attributes:
         methods: Settings that differ from the card's defaults, by method id.
-        how: How the net is randomised.
-        draws: How many times, each with other random weights.
+        how: How the net is randomised, or what else takes its place.
+        draws: How many times, each with other random weights or classes; a twin is the same every time.
         target: The class that is explained: `original`, which the trained net predicts, or `argmax`, which the net at
             hand predicts (the authors' code).
         measures: Ids of similarities.
         skips_baseline: Leave pixels of the colour that stands for nothing out of correlations: methods that multiply
             by the input are 0 there whatever the net (Sundararajan, Taly 2018).
-        seed: Of everything random but the weights, whose seed stands in `how`.
+        copies: Maps are averages over this many copies of the image, the last one itself and the others with noise:
+            smooth MPRT (Hedström et al. 2024; 50 there). 1 takes the image alone.
+        noise: Standard deviation of that noise, as a share of the image's range in model space.
+        seed: Of everything random but the weights and classes, whose seed stands in `how`.
     """
 
     methods: Mapping[str, Settings | None]
-    how: Randomisation = field(default_factory=Randomisation)
+    how: Intervention = field(default_factory=Randomisation)
     draws: int = 1
     target: Literal["original", "argmax"] = "original"
     measures: tuple[str, ...] = ("spearman_abs", "spearman_signed", "ssim")
     skips_baseline: bool = False
+    copies: int = 1
+    noise: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +60,8 @@ class Check:
             raise RequestError("No similarity was chosen. Choose at least one.")
         if self.draws < 1:
             raise RequestError(f"Weights are drawn at least once, not {self.draws} times.")
+        if self.copies < 1 or not 0 < self.noise < float("inf"):
+            raise RequestError("A map is averaged over at least one copy, with noise above 0.")
         if self.target not in ("original", "argmax"):
             raise RequestError(f"The target is the original class or the argmax, not {self.target!r}.")
         for measure in self.measures:

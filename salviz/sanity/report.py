@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from salviz import __version__, methods
 from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.randomising import Randomisation
 from salviz.metrics import Score
 from salviz.metrics.randomisation import CALIBRATION, verdict
 from salviz.plain import digits, plain_number
-from salviz.sanity.checks import Checked
+from salviz.sanity.checks import Check, Checked
+from salviz.sanity.interventions import Intervention, OtherClass, Twin, is_cumulative
 from salviz.similarity.measures import find_measure
 
 COLUMNS = (
@@ -70,9 +72,9 @@ def scores_csv(found: Checked, images: Sequence[str]) -> str:
 def verdicts(found: Checked, measure: str) -> dict[str, list[str]]:
     """What was measured of each method, in words (see `metrics.randomisation.verdict`)."""
     floor = found.curve("random", measure)
-    is_cumulative = found.check.how.order != "independent"
+    adds = is_cumulative(found.check.how)
     return {
-        method: verdict(found.curve(method, measure), found.stages, floor=floor, is_cumulative=is_cumulative)
+        method: verdict(found.curve(method, measure), found.stages, floor=floor, is_cumulative=adds)
         for method in found.methods
         if method not in CALIBRATION
     }
@@ -86,13 +88,10 @@ def lines(found: Checked, classifier: Classifier, images: int) -> Iterator[str]:
         classifier: Whose net was randomised.
         images: How many pictures.
     """
-    how = found.check.how
     draws = "" if found.check.draws == 1 else f", {found.check.draws} draws"
-    order, initialisation = (text.replace("_", " ") for text in (how.order, how.initialisation))
-    yield (
-        f"{classifier.title}, {images} {'picture' if images == 1 else 'pictures'}{draws}: {order}, initialisation "
-        f"{initialisation}, statistics {how.statistics}"
-    )
+    copies = "" if found.check.copies == 1 else f", maps averaged over {found.check.copies} noisy copies"
+    pictures = f"{images} {'picture' if images == 1 else 'pictures'}"
+    yield f"{classifier.title}, {pictures}{draws}{copies}: {_in_words(found.check.how)}"
     places = _places(len(found.stages))
     names = [found.stages[place] for place in places]
     for measure in found.check.measures:
@@ -115,6 +114,32 @@ def lines(found: Checked, classifier: Classifier, images: int) -> Iterator[str]:
     agrees = [number(float(found.agrees[:, place].mean())) for place in places]
     yield f"Spread of the logits beside the trained net's: {', '.join(spread)}"
     yield f"Share of pictures with the same prediction: {', '.join(agrees)}"
+
+
+def _in_words(how: Intervention) -> str:
+    """What was put in the trained net's place."""
+    if isinstance(how, Twin):
+        return f"{how.title} in its place"
+    if isinstance(how, OtherClass):
+        return "asked for another class"
+    order, initialisation = (text.replace("_", " ") for text in (how.order, how.initialisation))
+    return f"{order}, initialisation {initialisation}, statistics {how.statistics}"
+
+
+def described(check: Check) -> dict[str, Any]:
+    """A check in plain types, with every parameter: equal checks have equal descriptions."""
+    return {
+        "methods": {name: methods.get(name).card.check_parameters(given) for name, given in check.rows.items()},
+        "test": {Randomisation: "weights", Twin: "labels", OtherClass: "class"}[type(check.how)],
+        "how": asdict(check.how),
+        "draws": check.draws,
+        "target": check.target,
+        "measures": list(check.measures),
+        "skips_baseline": check.skips_baseline,
+        "copies": check.copies,
+        "noise": check.noise if check.copies > 1 else None,
+        "seed": check.seed,
+    }
 
 
 def _places(count: int) -> list[int]:
@@ -142,22 +167,14 @@ def manifest(found: Checked, classifier: Classifier, images: Sequence[tuple[str,
         "classifier": classifier.id,
         "weights": classifier.digest,
         "images": [{"name": name, "digest": digest} for name, digest in images],
-        "check": {
-            "methods": {name: methods.get(name).card.check_parameters(given) for name, given in check.rows.items()},
-            "randomisation": asdict(check.how),
-            "draws": check.draws,
-            "target": check.target,
-            "measures": list(check.measures),
-            "skips_baseline": check.skips_baseline,
-            "seed": check.seed,
-        },
+        "check": described(check),
         "refused": dict(found.refused),
         "stages": list(found.stages),
         "spread": _plain(found.spread.mean(axis=(0, 2))),
         "agreement": _plain(found.agrees.mean(axis=(0, 2))),
-        "efficient_mprt": {
-            method: _plain(row) for method, row in zip(found.methods, found.efficient_mprt, strict=True)
-        },
+        "efficient_mprt": {method: _plain(row) for method, row in zip(found.methods, found.efficient_mprt, strict=True)}
+        if isinstance(check.how, Randomisation)
+        else None,
         "curves": {
             measure: {method: _curve(found, method, measure) for method in found.methods} for measure in check.measures
         },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,11 +13,10 @@ from torch import Tensor
 from salviz import maps as map_kinds
 from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
-from salviz.classifiers.randomising import randomised
-from salviz.classifiers.stages import find_stages
 from salviz.engine import Settings, explain_set, passes
 from salviz.errors import Refusal
 from salviz.sanity.checks import Check, Checked
+from salviz.sanity.interventions import checked_twin, interventions, stage_names
 from salviz.sanity.strip import Strip
 from salviz.seeds import generators, seed_of
 from salviz.similarity.measures import Measure, entropy, find_measure
@@ -40,6 +39,7 @@ def check_randomisation(
     progress: Progress = silent,
     publish: Publish = lambda checked: None,
     frame: Tensor | None = None,
+    twin: Classifier | None = None,
 ) -> Checked:
     """Run a randomisation test.
 
@@ -52,6 +52,7 @@ def check_randomisation(
         progress: Called with (done, total) image passes; may raise `Cancelled`.
         publish: Called with what is known after every net; its arrays are filled in place.
         frame: `(3, H, W)` uint8, the first image as the model sees it: then its maps are kept as a film strip.
+        twin: The classifier that `check.how` names, where it is a `Twin`.
 
     Returns:
         Similarities of every method, measure, draw, stage and image.
@@ -60,14 +61,13 @@ def check_randomisation(
         Refusal: No method can explain this classifier. Where some can, the others are told in `refused`.
         SalvizError: Something does not fit together.
     """
-    with classifier.lock:
-        reasons = {name: registry.get(name).refusal(classifier) for name in check.rows}
-    refused = {name: reason for name, reason in reasons.items() if reason is not None}
+    twin = checked_twin(classifier, check.how, twin)
+    refused = _refused(check, [classifier] if twin is None else [classifier, twin])
     able = {name: given for name, given in check.methods.items() if name not in refused}
     if not able:
         raise Refusal(next(iter(refused.values())))
     check = replace(check, methods=able)
-    names = tuple(name for name, _ in check.how.plan(find_stages(classifier)))
+    names = stage_names(classifier, check.how)
     rows = tuple(check.rows)
     measures = [find_measure(name) for name in check.measures]
     shape = (check.draws, len(names), len(x))
@@ -92,10 +92,12 @@ def check_randomisation(
             strip.add(trained.native, trained.logits[0])
         found.itself[:, :, part], found.entropy[:, part], found.classes[part] = trained.itself()
         for draw in range(check.draws):
-            how = replace(check.how, seed=seed_of(check.how.seed, str(draw), "draw") if draw else check.how.seed)
-            for place, net in enumerate(randomised(classifier, how, images=x[part])):
+            others = interventions(
+                classifier, check.how, draw, images=x[part], digests=digests[part], classes=trained.classes, twin=twin
+            )
+            for place, (net, target) in enumerate(others):
                 where = (draw, place, part)
-                scores, entropies, spread, agrees, logits = trained.compare(net, f"{draw}|{place}")
+                scores, entropies, spread, agrees, logits = trained.compare(net, target, f"{draw}|{place}")
                 if strip is not None and part.start == draw == 0:
                     strip.add(trained.native, logits[0])
                 found.scores[:, :, draw, place, part] = scores
@@ -107,13 +109,23 @@ def check_randomisation(
     return found
 
 
+def _refused(check: Check, nets: Sequence[Classifier]) -> dict[str, str]:
+    """Why methods cannot explain all of these nets, by id."""
+    found: dict[str, str] = {}
+    for net in nets:
+        with net.lock:
+            reasons = {name: registry.get(name).refusal(net) for name in check.rows}
+        found |= {name: reason for name, reason in reasons.items() if reason is not None}
+    return found
+
+
 def _passes(classifier: Classifier, check: Check, count: int, stages: int) -> int:
     """Image passes of a whole test: the trained net's maps twice where they are sampled, and every net's."""
     size = classifier.preprocessing.input_size
     once = passes(check.rows, size)
     sampled = _sampled(check.methods)
     again = passes(sampled, size) if sampled else 0.0
-    return round(count * (once * (1 + check.draws * stages) + again))
+    return round(count * check.copies * (once * (1 + check.draws * stages) + again))
 
 
 def _sampled(rows: Mapping[str, Settings | None]) -> dict[str, Settings | None]:
@@ -170,14 +182,50 @@ class _Trained:
         self, net: Classifier, methods: Mapping[str, Settings | None], seed: int, target: Target
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Raw maps of a net at the input's resolution, by method, and its logits."""
+        found, logits = self._once(net, self.x, methods, seed, target, self.digests)
+        if self.check.copies > 1:
+            # The noise may change the prediction; the question stays the same.
+            classes = target.resolve(logits).classes
+            for noisy, digests, repeats in self._noisy():
+                fixed = ClassTarget(classes.repeat_interleave(repeats))
+                some, _ = self._once(net, noisy, methods, seed, fixed, digests)
+                for name, maps in some.items():
+                    found[name] = found[name] + maps.view(len(self.x), repeats, *maps.shape[1:]).sum(dim=1)
+            found = {name: maps / self.check.copies for name, maps in found.items()}
+        return {name: self._laid(name, maps) for name, maps in found.items()}, logits
+
+    def _once(
+        self,
+        net: Classifier,
+        x: Tensor,
+        methods: Mapping[str, Settings | None],
+        seed: int,
+        target: Target,
+        digests: Sequence[str],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Raw maps of a net by method, and its logits."""
         found = explain_set(
-            net, self.x, methods=methods, target=target, digests=self.digests, seed=seed, batch_size=self.batch_size,
+            net, x, methods=methods, target=target, digests=digests, seed=seed, batch_size=self.batch_size,
             progress=self.counter,
         )  # fmt: skip
         self.counter.next()
-        laid = {name: self._laid(name, explained.maps) for name, explained in found.items()}
         # All methods saw the same net: whichever came by its logits.
-        return laid, next(iter(found.values())).logits
+        return {name: explained.maps for name, explained in found.items()}, next(iter(found.values())).logits
+
+    def _noisy(self) -> Iterator[tuple[Tensor, list[str], int]]:
+        """Copies of the images with noise, some at a time: each image's copies in turn, their digests, how many."""
+        spread = self.x.amax(dim=(1, 2, 3)) - self.x.amin(dim=(1, 2, 3))
+        deviation = (self.check.noise * spread).view(-1, 1, 1, 1, 1)
+        at_once = max(1, AT_ONCE // len(self.x))
+        for start in range(1, self.check.copies, at_once):
+            numbers = range(start, min(start + at_once, self.check.copies))
+            # The same noise for every net, so that only the weights differ.
+            digests = [f"{digest}|copy {number}" for digest in self.digests for number in numbers]
+            streams = generators(self.check.seed, digests, "smooth", self.x.device)
+            shape = self.x.shape[1:]
+            noise = torch.stack([torch.randn(shape, generator=stream, device=self.x.device) for stream in streams])
+            noisy = self.x.unsqueeze(1) + deviation * noise.view(len(self.x), len(numbers), *shape)
+            yield noisy.flatten(0, 1), digests, len(numbers)
 
     def _noise(self, seed: int) -> Tensor:
         """The random map at the input's resolution, as the engine would draw it."""
@@ -201,11 +249,11 @@ class _Trained:
         return self._scores(other), entropies, self.classes.cpu().numpy()
 
     def compare(
-        self, net: Classifier, name: str
+        self, net: Classifier, target: Target | None, name: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], Tensor]:
         """Similarities, entropies, spread of the logits, agreement and logits of another net."""
         # The same random numbers as for the trained net, so that only the weights differ; but for the random map.
-        found, logits = self._explain(net, self.asked, self.check.seed, self.target)
+        found, logits = self._explain(net, self.asked, self.check.seed, target or self.target)
         found["random"] = self._noise(seed_of(self.check.seed, name, "random map"))
         spread = logits.std(dim=1) / self.logits.std(dim=1)
         agrees = (logits.argmax(dim=1) == self.classes).float()

@@ -5,11 +5,22 @@ from __future__ import annotations
 import streamlit as st
 
 from salviz.errors import ImageError, SalvizError
-from salviz.images import SAMPLES, Picture, decode, folder_images, image_folder, open_source, samples
+from salviz.images import (
+    SAMPLES,
+    Picture,
+    decode,
+    fashion_title,
+    folder_images,
+    image_folder,
+    open_source,
+    samples,
+)
 from salviz.ui import gallery, state
 
 UPLOAD_BYTES = 16 * 2**20
 _UPLOAD = "upload"
+_FASHION = 50
+"""Fashion-MNIST pictures in the list; a link may name any of the thousand."""
 
 
 def choose(problems: list[str]) -> Picture | None:
@@ -20,6 +31,7 @@ def choose(problems: list[str]) -> Picture | None:
     """
     uploaded = _uploaded()
     titles = {f"sample:{sample.id}": sample.title for sample in samples()}
+    titles |= _fashion(st.session_state["image"])
     folder = image_folder()
     if folder is not None:
         try:
@@ -47,6 +59,16 @@ def choose(problems: list[str]) -> Picture | None:
     except ImageError as error:
         problems.append(str(error))
         return None
+
+
+def _fashion(current: str) -> dict[str, str]:
+    """The first labelled pictures that come with Salviz, and the chosen one; nothing where they are missing."""
+    kind, _, number = current.partition(":")
+    wanted = [int(number)] if kind == "fashion" and number.isdecimal() else []
+    try:
+        return {f"fashion:{index}": f"Fashion-MNIST: {fashion_title(index)}" for index in [*range(_FASHION), *wanted]}
+    except (ImageError, IndexError):
+        return {}
 
 
 def _uploaded() -> Picture | None:

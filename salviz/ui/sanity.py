@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from salviz.classifiers.choices import INITIALISATIONS, ORDERS, STATISTICS
+from salviz.classifiers.choices import ORDERS
 from salviz.errors import SalvizError
 from salviz.metrics.randomisation import CALIBRATION
-from salviz.ui import follow, panels, stages
+from salviz.ui import follow, panels, randomising, stages
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
+    from salviz.images import Picture
     from salviz.sanity import Check, Checked
 
 SLOT = "sanity"
@@ -26,10 +27,14 @@ class Chosen:
 
     Attributes:
         check: Fully specified, or None while nothing is chosen or something is missing.
+        twin: The net with other labels, where one is asked for.
+        pictures: What the check runs on, the picked one first.
         problems: One sentence each.
     """
 
     check: Check | None = None
+    twin: Any = None
+    pictures: list[Picture] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -76,7 +81,7 @@ def header(pick: Pick) -> None:
 
 
 def choose(pick: Pick) -> Chosen:
-    """Methods, order and settings, above everything they change."""
+    """Methods, what is randomised and how, above everything they change."""
     from salviz.methods import METHODS
 
     names: list[str] = st.multiselect(
@@ -89,26 +94,16 @@ def choose(pick: Pick) -> Chosen:
         select_all=False,
         help="The random map, which passes, and the edge map, which never moves, always stand beside them.",
     )
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        order = panels.choice("Order in which stages are randomised", ORDERS, "order")
-        with st.popover("Settings", icon=":material/settings:"):
-            start = panels.pick("New weights", INITIALISATIONS, "start")
-            statistics = panels.choice(
-                "Statistics of batch norms",
-                STATISTICS,
-                "stats",
-                meaning="Those of training no longer fit random weights: kept, they let activations explode.",
-            )
-            draws = st.number_input(
-                "Draws of new weights", min_value=1, max_value=10, step=1, key="draws", persist_state="session"
-            )
-            rule = panels.choice(
-                "Class that is explained",
-                {"original": "The trained net's", "argmax": "Each net's own"},
-                "rule",
-                meaning="The authors' code explains what the net at hand predicts; most others keep the class.",
-            )
     chosen = Chosen()
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        test = panels.choice("What is randomised", randomising.TESTS, "test")
+        if test == "weights":
+            panels.choice("Order in which stages are randomised", ORDERS, "order")
+        elif test == "labels":
+            randomising.twin(pick)
+        panels.choice("Pictures", randomising.pictures(pick), "pictures")
+        with st.popover("Settings", icon=":material/settings:"):
+            randomising.details(test)
     if pick.request is None or pick.picture is None or pick.loaded is None:
         return chosen
     asked: dict[str, Any] = {
@@ -116,19 +111,26 @@ def choose(pick: Pick) -> Chosen:
     }
     if not asked:
         return chosen
-    from salviz.classifiers.randomising import Randomisation
     from salviz.sanity import Check
     from salviz.similarity.measures import MEASURES
 
     if st.session_state["measure"] not in MEASURES:
         st.session_state["measure"] = "spearman_abs"
+    if test == "labels":
+        chosen.twin = randomising.load_twin(pick, chosen.problems)
+        if chosen.twin is None:
+            return chosen
+    now = st.session_state
     try:
+        chosen.pictures = randomising.chosen_pictures(pick)
         chosen.check = Check(
             asked,
-            Randomisation(order, start, statistics, pick.request.seed),
-            draws=int(draws),
-            target=rule,  # type: ignore[arg-type]
+            randomising.intervention(test, pick, chosen.twin),
+            draws=1 if test == "labels" else int(now["draws"]),
+            target=now["rule"],
             measures=tuple(MEASURES),
+            skips_baseline=now["skip"],
+            copies=int(now["copies"]),
             seed=pick.request.seed,
         )
     except SalvizError as error:
@@ -140,7 +142,7 @@ def look(chosen: Chosen, pick: Pick) -> View:
     """Ask for what was chosen."""
     if chosen.check is None or pick.picture is None or pick.loaded is None:
         return View(chosen, pick, None, None)
-    followed = follow.follow(SLOT, stages.task(chosen.check, pick))
+    followed = follow.follow(SLOT, stages.task(chosen.check, pick, chosen.pictures, chosen.twin))
     return View(chosen, pick, followed, followed.result)
 
 
@@ -159,12 +161,24 @@ def status(view: View) -> None:
             cost = f"This will take about {follow.duration(followed.seconds)}; results come stage by stage."
             follow.offer(SLOT, followed, waiting=cost, name="The check")
             return
-        found = followed.result
-        st.caption(
-            f"{panels.counted(len(found.stages), 'net', 'nets')} with random weights"
-            + (f", {found.check.draws} draws each" if found.check.draws > 1 else "")
-            + ", one picture: intervals need several pictures, as `salviz sanity` takes them."
-        )
+        st.caption(_basis(followed.result, len(view.chosen.pictures)))
+
+
+def _basis(found: Checked, pictures: int) -> str:
+    """What the curves rest on."""
+    from salviz.classifiers.randomising import Randomisation
+    from salviz.sanity import Twin
+
+    how = found.check.how
+    if isinstance(how, Randomisation):
+        what = f"{panels.counted(len(found.stages), 'net', 'nets')} with random weights"
+    else:
+        what = f"Beside {panels.plain(how.title)}" if isinstance(how, Twin) else "Asked for another class"
+    each = f", {found.check.draws} draws each" if found.check.draws > 1 else ""
+    smooth = f", maps averaged over {found.check.copies} noisy copies" if found.check.copies > 1 else ""
+    if pictures > 1:
+        return f"{what}{each}{smooth}, {pictures} pictures; the strips show the first."
+    return f"{what}{each}{smooth}, one picture: intervals need several."
 
 
 def empty() -> None:

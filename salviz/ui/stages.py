@@ -12,6 +12,9 @@ from salviz.ui import display, drawn, follow, panels, state
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from salviz.images import Picture
     from salviz.sanity import Check
     from salviz.ui.sanity import View
 
@@ -20,29 +23,39 @@ _MOST = 8
 _THUMB = 96
 
 
-def task(check: Check, pick: Pick) -> follow.Task:
-    """The work of a check of the picked photograph and classifier."""
-    from salviz.classifiers.stages import find_stages
+def task(check: Check, pick: Pick, pictures: Sequence[Picture], twin: Any) -> follow.Task:
+    """The work of a check of the picked classifier."""
     from salviz.engine import passes
+    from salviz.plain import json_text
+    from salviz.sanity import stage_names
+    from salviz.sanity.report import described
 
-    picture, loaded = pick.picture, pick.loaded
-    assert picture is not None  # noqa: S101 - the page asked
+    loaded = pick.loaded
     classifier = loaded.classifier
-    nets = len(check.how.plan(find_stages(classifier)))
-    count = passes(check.rows, classifier.preprocessing.input_size) * (1 + nets * check.draws)
-    seconds = float(count * loaded.seconds_per_pass)
+    nets = len(stage_names(classifier, check.how))
+    once = passes(check.rows, classifier.preprocessing.input_size) * (1 + nets * check.draws)
+    seconds = float(once * check.copies * len(pictures) * loaded.seconds_per_pass)
 
     def run(job: Any) -> Any:
+        import torch
+
         from salviz.sanity import check_randomisation
 
         prep = classifier.preprocessing
-        frame = prep.frame(picture.image)
-        x = prep.normalise(frame[None].to(classifier.device))
+        frames = torch.stack([prep.frame(picture.image) for picture in pictures])
+        x = prep.normalise(frames.to(classifier.device))
         return check_randomisation(
-            classifier, x, check, digests=[picture.digest], progress=job.tick, publish=job.publish, frame=frame
-        )
+            classifier, x, check, digests=[picture.digest for picture in pictures], progress=job.tick,
+            publish=job.publish, frame=frames[0], twin=twin,
+        )  # fmt: skip
 
-    text = f"{check!r}|{picture.digest}|{classifier.digest}|{classifier.id}"
+    text = json_text(
+        {
+            "check": described(check),
+            "pictures": [picture.digest for picture in pictures],
+            "weights": [classifier.id, classifier.digest],
+        }
+    )
     return follow.Task(
         hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), seconds, seconds > follow.PATIENT_SECONDS, run
     )
@@ -140,9 +153,19 @@ def curves(view: View) -> None:
     state.write_url()
 
 
+def _instead(view: View, stage: str) -> str:
+    """What stands in the trained net's place at a stage."""
+    from salviz.classifiers.randomising import Randomisation
+
+    assert view.found is not None  # noqa: S101 - the page asked
+    return f"Random: {stage}" if isinstance(view.found.check.how, Randomisation) else panels.plain(stage)
+
+
 @st.fragment
 def slider(view: View) -> None:
     """One stage in full: its map over the picture, and what the net predicts."""
+    from salviz.sanity import is_cumulative
+
     found, picked = view.found, view.pick
     assert found is not None and found.strip is not None and picked.loaded is not None  # noqa: S101, PT018
     strip, labels = found.strip, picked.loaded.classifier.labels
@@ -155,19 +178,19 @@ def slider(view: View) -> None:
         st.session_state["stage"] = places[0]
     method = panels.pick("Method", titles, "shown")
     stage = st.select_slider(
-        "Random up to" if found.check.how.order in ("top_down", "bottom_up") else "Random",
+        "Random up to" if is_cumulative(found.check.how) else "Instead of the trained net",
         places,
         key="stage",
-        format_func=lambda name: "nothing: the trained net" if name == "trained" else name,
+        format_func=lambda name: "nothing yet" if name == "trained" else name,
         persist_state="session",
     )
     place = places.index(stage)
     if place >= len(strip.top):
-        st.caption(f"The net that is random up to {stage} has not been explained yet.")
+        st.caption(f"The maps at {stage} are not computed yet.")
         return
     choices = display.chosen(_card(method))
     columns = st.columns([1, 1, 1.2])
-    other = f"Random: {stage}" if place else "The same: move the slider"
+    other = _instead(view, stage) if place else "The same: move the slider"
     for column, start, caption in ((columns[0], 0, "Trained"), (columns[1], place, other)):
         with column:
             content = drawn.stage(view.key, method, start, choices, strip)
@@ -190,10 +213,12 @@ def slider(view: View) -> None:
 
 def table(view: View) -> None:
     """All numbers, and the files."""
+    from salviz.classifiers.randomising import Randomisation
+    from salviz.metrics.randomisation import mean
     from salviz.sanity import report
 
-    found, picked = view.found, view.pick
-    assert found is not None and picked.picture is not None and picked.loaded is not None  # noqa: S101, PT018
+    found = view.found
+    assert found is not None  # noqa: S101 - the page asked
     if not found.is_complete:
         return
     measure = _measure()
@@ -205,22 +230,32 @@ def table(view: View) -> None:
             for method in found.methods
         }
         columns["Logit spread"] = [f"{float(value):.2g}" for value in found.spread.mean(axis=(0, 2))]
-        columns["Same prediction"] = ["yes" if value == 1 else "no" for value in found.agrees[0, :, 0]]
+        columns["Same prediction"] = [panels.share(float(value)) for value in found.agrees.mean(axis=(0, 2))]
         st.dataframe(columns, hide_index=True)
-        rises = ", ".join(
-            f"{titles[method]} {panels.number(float(row.mean()))}"
-            for method, row in zip(found.methods, found.efficient_mprt, strict=True)
-        )
-        st.caption(f"Efficient MPRT, the rise of entropy at the last stage as a share: {rises}.")
-        name = picked.picture.name or "picture"
+        if isinstance(found.check.how, Randomisation):
+            rises = ", ".join(
+                f"{titles[method]} {panels.number(mean(row))}"
+                for method, row in zip(found.methods, found.efficient_mprt, strict=True)
+            )
+            st.caption(f"Efficient MPRT, the rise of entropy at the last stage as a share: {rises}.")
+        pictures = view.chosen.pictures
+        name = pictures[0].name or "picture"
         with st.container(horizontal=True):
             st.download_button(
                 "All similarities (CSV)",
-                lambda: report.scores_csv(found, [name]).encode(),
+                lambda: report.scores_csv(found, [picture.name for picture in pictures]).encode(),
                 f"{_file(name)}-sanity.csv",
                 on_click="ignore",
                 type="tertiary",
                 key="download.csv",
+            )
+            st.download_button(
+                "Film strips (PNG)",
+                lambda: _sheet(view),
+                f"{_file(name)}-sanity.png",
+                on_click="ignore",
+                type="tertiary",
+                key="download.png",
             )
             st.download_button(
                 "Manifest (JSON)",
@@ -240,7 +275,16 @@ def _manifest(view: View) -> str:
     from salviz.plain import json_text
     from salviz.sanity import report
 
-    assert view.found is not None and view.pick.picture is not None  # noqa: S101, PT018 - the page asked
-    picture = view.pick.picture
-    found = report.manifest(view.found, view.pick.loaded.classifier, [(picture.name, picture.digest)])
-    return json_text(found, indent=2)
+    assert view.found is not None  # noqa: S101 - the page asked
+    images = [(picture.name, picture.digest) for picture in view.chosen.pictures]
+    return json_text(report.manifest(view.found, view.pick.loaded.classifier, images), indent=2)
+
+
+def _sheet(view: View) -> bytes:
+    """The film strips of all methods as one picture."""
+    from salviz import filmstrip
+    from salviz.overlay import png
+
+    assert view.found is not None and view.found.strip is not None  # noqa: S101, PT018 - the page asked
+    choices = {method: display.chosen(_card(method)) for method in view.titles()}
+    return png(filmstrip.sheet(view.found.strip, view.titles(), range(len(view.found.strip.top)), choices))
