@@ -6,7 +6,7 @@ data set run ask for alike.
 
 from salviz.metrics.randomisation import CALIBRATION
 from salviz.sanity.checks import Check, Checked
-from salviz.sanity.interventions import Intervention, OtherClass, Twin, is_cumulative, stage_names
+from salviz.sanity.interventions import Intervention, OtherClass, Twin, checked_twin, is_cumulative, stage_names
 from salviz.sanity.running import check_randomisation
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "OtherClass",
     "Twin",
     "check_randomisation",
+    "checked_twin",
     "is_cumulative",
     "stage_names",
 ]

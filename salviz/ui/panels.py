@@ -178,7 +178,8 @@ def number(value: float) -> str:
 
 def share(value: float) -> str:
     """A share in per cent with two digits, or `unknown`."""
-    return "unknown" if math.isnan(value) else f"{100 * value:.2g} %"
+    # Digits first: a plain `.2g` writes a hundred as 1e+02.
+    return "unknown" if math.isnan(value) else f"{float(f'{100 * value:.2g}'):g} %"
 
 
 def explained(exploration: Any, name: Callable[[int], str]) -> tuple[str, str]:

@@ -111,7 +111,7 @@ def choose(pick: Pick) -> Chosen:
     }
     if not asked:
         return chosen
-    from salviz.sanity import Check
+    from salviz.sanity import Check, checked_twin
     from salviz.similarity.measures import MEASURES
 
     if st.session_state["measure"] not in MEASURES:
@@ -133,7 +133,9 @@ def choose(pick: Pick) -> Chosen:
             copies=int(now["copies"]),
             seed=pick.request.seed,
         )
+        checked_twin(pick.loaded.classifier, chosen.check.how, chosen.twin)
     except SalvizError as error:
+        chosen.check = None
         chosen.problems.append(str(error))
     return chosen
 

@@ -1,7 +1,9 @@
 """Pages run by Streamlit's own test harness, mostly on tiny classifiers with random weights."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
+from salviz.classifiers.randomising import Randomisation, randomised
 from salviz.ui import follow, session, state
 from tests.models import timm_model
 
@@ -22,10 +25,15 @@ Visit = Callable[..., AppTest]
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A server's folder of weights: a tiny convolutional and a tiny attention network."""
     folder = tmp_path_factory.mktemp("models")
+    labels = json.dumps([f"thing {index}" for index in range(1000)])
     for name, title in (("test_resnet", "Tiny"), ("test_vit", "Tiny ViT")):
         weights = {key: value.contiguous() for key, value in timm_model(name).module.state_dict().items()}
-        labels = json.dumps([f"thing {index}" for index in range(1000)])
         save_file(weights, folder / f"{name}.safetensors", metadata={"title": title, "labels": labels})
+    original = timm_model("test_resnet")
+    original = replace(original, rebuild=lambda: copy.deepcopy(original.module))
+    other = next(iter(randomised(original, Randomisation("full", "permute")))).module.state_dict()
+    weights = {key: value.contiguous() for key, value in other.items()}
+    save_file(weights, folder / "test_twin.safetensors", metadata={"title": "Tiny, other labels", "labels": labels})
     return folder
 
 
@@ -37,6 +45,11 @@ def tiny(model_folder: Path) -> str:
 @pytest.fixture(scope="session")
 def tiny_vit(model_folder: Path) -> str:
     return f"{model_folder / 'test_vit.safetensors'}@timm:test_vit"
+
+
+@pytest.fixture(scope="session")
+def tiny_twin(model_folder: Path) -> str:
+    return f"{model_folder / 'test_twin.safetensors'}@timm:test_resnet"
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from salviz import load
 from salviz.classifiers.stages import find_stages
-from salviz.ui import follow
+from salviz.ui import follow, session
 from tests.pages.conftest import ROOT, TIMEOUT
 
 Open = Callable[..., AppTest]
@@ -121,3 +121,76 @@ def test_unknown_similarity_and_stage_fall_back(sanity: Open) -> None:
     assert not app.exception
     assert app.selectbox(key="measure").value == "spearman_abs"
     assert app.select_slider(key="stage").value == "trained"
+
+
+def test_a_net_with_other_labels_stands_in_the_trained_ones_place(sanity: Open, tiny_twin: str) -> None:
+    app = sanity(checked="gradient", test="labels", twin=tiny_twin)
+    assert not app.exception
+    told = texts(app)
+    assert "Beside Tiny, other labels, one picture" in told
+    assert "**Gradient**: moves with Tiny, other labels" in told
+    assert list(app.main.dataframe[0].value["Stage"]) == ["Tiny, other labels"]
+    assert "Efficient MPRT" not in told
+    assert app.query_params["twin"] == tiny_twin
+
+
+def test_without_a_twin_the_page_offers_the_pair_that_comes_with_salviz(sanity: Open) -> None:
+    app = sanity(checked="gradient", test="labels")
+    assert not app.exception
+    assert "Which net learnt other labels than Tiny?" in texts(app)
+    assert not app.subheader
+    app.button(key="use_pair").click().run()
+    assert not app.exception
+    assert app.session_state["model"] == "fashion_cnn_twin"
+    assert "Beside Fashion CNN, permuted labels, 64 pictures; the strips show the first." in texts(app)
+    assert app.query_params["image"] == "fashion:0"
+
+
+def test_a_twin_that_does_not_fit_costs_a_sentence(sanity: Open, tiny: str) -> None:
+    app = sanity(checked="gradient", test="labels", twin="fashion_cnn_permuted")
+    assert not app.exception
+    assert "prepares pictures differently" in texts(app)
+    app = sanity(checked="gradient", test="labels", twin=tiny)
+    assert "cannot be compared with itself" in texts(app)
+
+
+def test_another_class_is_asked_for(sanity: Open) -> None:
+    app = sanity(checked="gradient", test="class", draws=2, copies=2, skip=1)
+    assert not app.exception
+    assert "Asked for another class, 2 draws each, maps averaged over 2 noisy copies" in texts(app)
+    assert list(app.main.dataframe[0].value["Same prediction"]) == ["100 %"]
+    assert app.query_params["copies"] == "2"
+    assert app.query_params["skip"] == "1"
+
+
+def test_several_pictures_have_intervals_and_all_numbers(sanity: Open) -> None:
+    from salviz.images import samples
+
+    app = sanity(checked="gradient", order="full", pictures="many", image="sample:coins")
+    assert not app.exception
+    assert f"1 net with random weights, {len(samples())} pictures; the strips show the first." in texts(app)
+    found = session_result()
+    assert found.scores.shape[-1] == len(samples())
+    curve = found.curve("gradient", "spearman_abs").stages[0]
+    assert curve.low < curve.value < curve.high
+
+
+def session_result() -> Any:
+    """The newest result of the server's queue."""
+    jobs = list(session.runner()._kept.values())
+    return jobs[-1][0].result
+
+
+def test_settings_under_which_equal_work_is_known_again(sanity: Open) -> None:
+    """Methods in their default settings are the same work, named or not; any setting more is another."""
+    from salviz.sanity import Check
+    from salviz.sanity.report import described
+
+    assert described(Check({"gradient": None})) == described(Check({"gradient": {}}))
+    app = sanity(**FAST, order="full")
+    first = session_result()
+    app = sanity(**FAST, order="full", measure="ssim")
+    assert session_result() is first
+    sanity(**FAST, order="full", copies=2)
+    assert session_result() is not first
+    assert not app.exception
