@@ -70,7 +70,7 @@ class Recipe:
 
 
 def _recipes() -> Iterator[Recipe]:
-    for kind, title, epochs, memorising, rate in (("cnn", "CNN", 8, 25, 2e-3), ("vit", "ViT", 8, 30, 2e-3)):
+    for kind, title, epochs, memorising, rate in (("cnn", "CNN", 8, 25, 2e-3), ("vit", "ViT", 10, 45, 2e-3)):
         architecture = f"salviz:small_{kind}"
         yield Recipe(
             f"fashion_{kind}",
