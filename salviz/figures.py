@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from salviz.metrics import Score
 from salviz.metrics.randomisation import CALIBRATION
 from salviz.overlay import decimals
 
@@ -245,7 +246,7 @@ def randomisation(
         values = [None if math.isnan(score.value) else score.value for score in curve.stages]
         is_line = method in CALIBRATION
         known = [i for i in places if not is_line and not math.isnan(curve.stages[i].low)]
-        if known:
+        if len(known) > 1:
             figure.add_trace(
                 go.Scatter(
                     x=[*known, *known[::-1]],
@@ -263,6 +264,7 @@ def randomisation(
                       "dash": {"random": "dot", "edge": "dash"}.get(method, "solid")},
                 # Methods of one family have one hue: the symbol tells them apart.
                 marker={"size": 7, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
+                error_y=_whiskers(curve.stages[0]) if known == [0] else None,
                 customdata=[
                     [stages[i], f"{score.undefined} undefined" if score.undefined else ""]
                     for i, score in enumerate(curve.stages)
@@ -279,13 +281,21 @@ def randomisation(
         margin={"l": 56, "r": 8, "t": 28, "b": 96},
     )
     figure.update_xaxes(
-        tickvals=places, ticktext=[_shortened(name) for name in stages], tickangle=-60, showgrid=False, fixedrange=True,
-        zeroline=False,
+        tickvals=places, ticktext=[_shortened(name) if len(stages) > 1 else name for name in stages],
+        tickangle=-60 if len(stages) > 1 else 0, showgrid=False, fixedrange=True, zeroline=False,
     )  # fmt: skip
     figure.update_yaxes(
         title=measure, gridcolor=palette.grid, zerolinecolor=palette.muted, fixedrange=True, range=_range(curves)
     )
     return figure
+
+
+def _whiskers(score: Score) -> dict[str, Any]:
+    """The interval of a single point, where there is no band to draw."""
+    return {
+        "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
+        "array": [score.high - score.value], "arrayminus": [score.value - score.low],
+    }  # fmt: skip
 
 
 def _range(curves: Mapping[str, Curve]) -> list[float]:

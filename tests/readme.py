@@ -29,9 +29,33 @@ def methods_table() -> str:
     return "\n".join(lines)
 
 
+def shipped_table() -> str:
+    """The small classifiers that come with Salviz, from their cards."""
+    import json
+
+    from salviz.assets import find_asset
+    from salviz.classifiers.registry import CARDS, shipped_file
+
+    lines = [
+        "| id | epochs | right on its training labels | right on the test set | trained in |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for card in CARDS:
+        if card.source == "shipped":
+            path = find_asset(shipped_file(card.id).replace(".safetensors", ".json"))
+            assert path is not None
+            about = json.loads(path.read_text("utf-8"))
+            lines.append(
+                f"| `{card.id}` | {about['recipe']['epochs']} | {about['train_accuracy']:.1%} | "
+                f"{about['test_accuracy']:.1%} | {about['seconds'] / 60:.0f} min |"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Write the tables that follow from the registries."""
     put_into(README, "methods", methods_table())
+    put_into(README, "shipped", shipped_table())
 
 
 if __name__ == "__main__":

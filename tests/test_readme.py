@@ -6,13 +6,17 @@ import shlex
 import pytest
 
 from salviz.cli import parser
-from tests.readme import README, methods_table, replace_between
+from tests.readme import README, methods_table, replace_between, shipped_table
 
 TEXT = README.read_text()
 
 
 def test_the_methods_table_is_the_registry() -> None:
     assert replace_between(TEXT, "methods", methods_table()) == TEXT
+
+
+def test_the_table_of_shipped_classifiers_is_their_cards() -> None:
+    assert replace_between(TEXT, "shipped", shipped_table()) == TEXT
 
 
 COMMANDS = [shlex.split(line)[3:] for line in re.findall(r"^python -m salviz .*$", TEXT, re.MULTILINE)]

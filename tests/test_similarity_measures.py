@@ -199,3 +199,11 @@ def test_entropy_equals_numpy_and_scipy():
         assert value.item() == pytest.approx(scipy_entropy(counts), abs=1e-9)
     maps[2, 0, 0] = torch.inf
     assert entropy(maps).isnan().tolist() == [False, False, True]
+
+
+def test_hog_is_undefined_where_no_block_fits() -> None:
+    small = torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0))
+    for name in ("hog_pearson", "hog_spearman"):
+        assert MEASURES[name](small, small).isnan().all()
+        large = torch.nn.functional.interpolate(small[:, None], size=(48, 60))
+        torch.testing.assert_close(MEASURES[name](large, large), torch.ones(2))

@@ -64,6 +64,7 @@ def _small_vit(classes: int) -> nn.Module:
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight, gain=2.0)
+    assert module.pos_embed is not None  # noqa: S101 - for the type checker
     nn.init.normal_(module.pos_embed)
     return module
 

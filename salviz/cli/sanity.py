@@ -95,9 +95,7 @@ def add(commands: Any) -> None:
 
 def _sanity(options: argparse.Namespace) -> None:
     pictures = _pictures(options.images)
-    import torch
-
-    from salviz.sanity import Check, check_randomisation, report
+    from salviz.sanity import Check, check_pictures, report
 
     twin = _twin(options)
     check = Check(
@@ -106,13 +104,10 @@ def _sanity(options: argparse.Namespace) -> None:
         copies=options.copies, noise=options.noise, seed=options.seed,
     )  # fmt: skip
     classifier = load_classifier(options)
-    prep = classifier.preprocessing
-    frames = torch.stack([prep.frame(shown.image) for shown in pictures]).to(classifier.device)
     with Counter("Randomising: pass") as counter:
-        found = check_randomisation(
-            classifier, prep.normalise(frames), check, digests=[shown.digest for shown in pictures],
-            batch_size=options.batch_size, progress=counter.show, twin=twin,
-        )  # fmt: skip
+        found = check_pictures(
+            classifier, pictures, check, batch_size=options.batch_size, progress=counter.show, twin=twin
+        )
     written = report.manifest(found, classifier, [(shown.name, shown.digest) for shown in pictures])
     if options.out is not None:
         table = report.scores_csv(found, [shown.name for shown in pictures])

@@ -7,7 +7,7 @@ data set run ask for alike.
 from salviz.metrics.randomisation import CALIBRATION
 from salviz.sanity.checks import Check, Checked
 from salviz.sanity.interventions import Intervention, OtherClass, Twin, checked_twin, is_cumulative, stage_names
-from salviz.sanity.running import check_randomisation
+from salviz.sanity.running import check_pictures, check_randomisation
 
 __all__ = [
     "CALIBRATION",
@@ -16,6 +16,7 @@ __all__ = [
     "Intervention",
     "OtherClass",
     "Twin",
+    "check_pictures",
     "check_randomisation",
     "checked_twin",
     "is_cumulative",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
 from salviz.engine import Settings, explain_set, passes
 from salviz.errors import Refusal
+from salviz.images import Picture
 from salviz.sanity.checks import Check, Checked
 from salviz.sanity.interventions import checked_twin, interventions, stage_names
 from salviz.sanity.strip import Strip
@@ -107,6 +109,28 @@ def check_randomisation(
                     found = replace(found, done=found.done + 1)
                 publish(found)
     return found
+
+
+def check_pictures(
+    classifier: Classifier, pictures: Sequence[Picture], check: Check, *, keeps_strip: bool = False, **options: Any
+) -> Checked:
+    """Run a randomisation test on pictures as they were decoded.
+
+    Args:
+        classifier: The trained net.
+        pictures: In order.
+        check: What is asked.
+        keeps_strip: Keep the first picture's maps as a film strip.
+        options: Of `check_randomisation`: `batch_size`, `progress`, `publish`, `twin`.
+
+    Returns:
+        As `check_randomisation`.
+    """
+    prep = classifier.preprocessing
+    frames = torch.stack([prep.frame(picture.image) for picture in pictures]).to(classifier.device)
+    digests = [picture.digest for picture in pictures]
+    frame = frames[0] if keeps_strip else None
+    return check_randomisation(classifier, prep.normalise(frames), check, digests=digests, frame=frame, **options)
 
 
 def _refused(check: Check, nets: Sequence[Classifier]) -> dict[str, str]:

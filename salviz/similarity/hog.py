@@ -11,6 +11,9 @@ _BLOCK = 3
 _EPS = 1e-5
 _CLIP = 0.2
 
+SMALLEST = 16 * _BLOCK
+"""Pixels along each side that maps must have for cells of the usual size."""
+
 
 def hog(maps: Tensor, *, cell: int = 16) -> Tensor:
     """HOG features of a batch of maps.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from salviz.errors import RequestError
 from salviz.similarity.correlation import cosine, pearson, spearman
-from salviz.similarity.hog import hog
+from salviz.similarity.hog import SMALLEST, hog
 from salviz.similarity.normalising import NORMALISED, Normalisation
 from salviz.similarity.overlap import top_k
 from salviz.similarity.structural import ssim
@@ -91,6 +91,8 @@ class Measure:
         x, y = self.prepared(a), self.prepared(b)
         channels = x.shape[1]
         if self.metric.startswith("hog"):
+            if min(x.shape[2:]) < SMALLEST:
+                return x.new_full((len(x),), torch.nan)
             correlate = pearson if self.metric == "hog_pearson" else spearman
             return correlate(hog(x).unsqueeze(1), hog(y).unsqueeze(1))
         if self.metric in _CORRELATIONS:
@@ -146,12 +148,14 @@ _LISTED = (
     ),
     Measure(
         "hog_pearson", "HOG, Pearson",
-        "Whether edges of the maps run alike, in cells of 16 pixels; as the paper defines it.",
+        "Whether edges of the maps run alike, in cells of 16 pixels, as the paper defines it; undefined below 48 "
+        "pixels.",
         "hog_pearson", "none", "minmax",
     ),
     Measure(
         "hog_spearman", "HOG, Spearman",
-        "Whether edges of the maps run alike, in cells of 16 pixels; as the released notebooks computed it.",
+        "Whether edges of the maps run alike, in cells of 16 pixels, as the released notebooks computed it; undefined "
+        "below 48 pixels.",
         "hog_spearman", "none", "minmax",
     ),
     Measure("pearson", "Pearson", "Linear agreement of the values with their sign.", "pearson", "sum", "none"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -12,15 +13,19 @@ from salviz.ui import display, drawn, follow, panels, state
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from salviz.images import Picture
+    from salviz.render import Display
     from salviz.sanity import Check
+    from salviz.sanity.strip import Strip
     from salviz.ui.sanity import View
 
 _MOST = 8
 """Nets in a strip: more would be too small to see."""
 _THUMB = 96
+_FEW, _WIDE = 4, 150
+"""Strips of so many nets at the most stand in this many pixels a map, and longer ones across the column."""
 
 
 def task(check: Check, pick: Pick, pictures: Sequence[Picture], twin: Any) -> follow.Task:
@@ -37,17 +42,11 @@ def task(check: Check, pick: Pick, pictures: Sequence[Picture], twin: Any) -> fo
     seconds = float(once * check.copies * len(pictures) * loaded.seconds_per_pass)
 
     def run(job: Any) -> Any:
-        import torch
+        from salviz.sanity import check_pictures
 
-        from salviz.sanity import check_randomisation
-
-        prep = classifier.preprocessing
-        frames = torch.stack([prep.frame(picture.image) for picture in pictures])
-        x = prep.normalise(frames.to(classifier.device))
-        return check_randomisation(
-            classifier, x, check, digests=[picture.digest for picture in pictures], progress=job.tick,
-            publish=job.publish, frame=frames[0], twin=twin,
-        )  # fmt: skip
+        return check_pictures(
+            classifier, pictures, check, keeps_strip=True, progress=job.tick, publish=job.publish, twin=twin
+        )
 
     text = json_text(
         {
@@ -92,7 +91,9 @@ def strips(view: View) -> None:
             view.key, method, tuple(places), len(found.strip.top), choices, _THUMB,
             panels.ground(), found.strip,
         )  # fmt: skip
-        st.image(content, width="stretch", alt=f"{title}: maps of {', '.join(names)}")
+        # A few nets need no more room than their maps.
+        width: Any = "stretch" if len(places) > _FEW else _WIDE * len(places)
+        st.image(content, width=width, alt=f"{title}: maps of {', '.join(names)}")
     state.write_url()
 
 
@@ -147,7 +148,7 @@ def curves(view: View) -> None:
         + ", ".join(f"{view.titles()[method]} {value}" for method, value in last.items()),
     )
     st.caption(
-        "A method that explains the net falls as weights become random. The dashed line is a map of the picture's "
+        "A method that explains the net lets its maps change with the net. The dashed line is a map of the picture's "
         "edges, which never moves; the dotted one a random map, drawn anew for each net."
     )
     state.write_url()
@@ -218,7 +219,7 @@ def table(view: View) -> None:
     from salviz.sanity import report
 
     found = view.found
-    assert found is not None  # noqa: S101 - the page asked
+    assert found is not None and found.strip is not None  # noqa: S101, PT018 - the page asked
     if not found.is_complete:
         return
     measure = _measure()
@@ -251,7 +252,8 @@ def table(view: View) -> None:
             )
             st.download_button(
                 "Film strips (PNG)",
-                lambda: _sheet(view),
+                # Read now: whoever fetches a file has no session.
+                partial(_sheet, found.strip, titles, {method: display.chosen(_card(method)) for method in titles}),
                 f"{_file(name)}-sanity.png",
                 on_click="ignore",
                 type="tertiary",
@@ -280,11 +282,9 @@ def _manifest(view: View) -> str:
     return json_text(report.manifest(view.found, view.pick.loaded.classifier, images), indent=2)
 
 
-def _sheet(view: View) -> bytes:
+def _sheet(strip: Strip, titles: Mapping[str, str], choices: Mapping[str, Display]) -> bytes:
     """The film strips of all methods as one picture."""
     from salviz import filmstrip
     from salviz.overlay import png
 
-    assert view.found is not None and view.found.strip is not None  # noqa: S101, PT018 - the page asked
-    choices = {method: display.chosen(_card(method)) for method in view.titles()}
-    return png(filmstrip.sheet(view.found.strip, view.titles(), range(len(view.found.strip.top)), choices))
+    return png(filmstrip.sheet(strip, titles, range(len(strip.top)), choices))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from PIL import Image
+
 from tests.e2e.conftest import NARROW, Open, Server
 from tests.e2e.test_explore import LITE, expect, fields, heading, screenshot, settled
 
@@ -44,3 +46,21 @@ def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None
     is_complete(page, "1 net with random weights")
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     screenshot(page, "sanity-narrow-dark", whole=True)
+
+
+def test_the_pair_that_comes_with_salviz_tells_what_labels_do(server: Server, open_page: Open) -> None:
+    page = open_page(f"{server.url}/sanity?test=labels&checked=gradient,grad_cam")
+    expect(page.get_by_text("Which net learnt other labels than")).to_be_visible(timeout=45_000)
+    page.get_by_role("button", name="Use the pair that comes with Salviz").click()
+    is_complete(page, "Beside Fashion CNN, permuted labels, 64 pictures; the strips show the first.")
+    expect(page.get_by_role("img", name="Gradient: maps of trained, Fashion CNN, permuted labels")).to_be_visible()
+    screenshot(page, "sanity-labels", whole=True)
+    page.get_by_text("Numbers", exact=True).click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Film strips (PNG)").click()
+    assert download.value.suggested_filename == "Ankle-boot-0-sanity.png".casefold()
+    with Image.open(download.value.path()) as sheet:
+        assert sheet.height > 4 * 112
+    # The address opens the same for somebody else.
+    again = open_page(page.url)
+    is_complete(again, "Beside Fashion CNN, permuted labels, 64 pictures; the strips show the first.")

@@ -194,3 +194,20 @@ def test_settings_under_which_equal_work_is_known_again(sanity: Open) -> None:
     sanity(**FAST, order="full", copies=2)
     assert session_result() is not first
     assert not app.exception
+
+
+def test_a_single_point_has_its_interval_as_whiskers() -> None:
+    """Where there is one stage, no band can show how sure a mean is."""
+    import numpy as np
+
+    from salviz.figures import randomisation
+    from salviz.metrics.randomisation import curve
+
+    values = np.random.default_rng(0).random((1, 1, 20))
+    known = curve(values, np.ones(20))
+    colours, titles = {"gradient": "red"}, {"gradient": "Gradient"}
+    figure = randomisation(["twin"], {"gradient": known}, colours, titles, current=None, measure="SSIM", theme="light")
+    (trace,) = figure.data
+    score = known.stages[0]
+    assert trace.y[0] + trace.error_y.array[0] == pytest.approx(score.high)
+    assert trace.y[0] - trace.error_y.arrayminus[0] == pytest.approx(score.low)
