@@ -20,6 +20,9 @@ from salviz.classifiers.stages import Stage, find_stages
 from salviz.errors import ClassifierError
 from salviz.seeds import seed_of
 
+EVERYTHING = "all"
+"""Name of the net whose every stage is random at once."""
+
 
 @dataclass(frozen=True)
 class Randomisation:
@@ -59,7 +62,7 @@ class Randomisation:
         """
         used = [stage for stage in stages if stage.is_used]
         if self.order == "full":
-            return [("all", tuple(used))]
+            return [(EVERYTHING, tuple(used))]
         if self.order == "independent":
             return [(stage.name, (stage,)) for stage in used]
         ordered = used if self.order == "top_down" else used[::-1]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from salviz import __version__, methods
 from salviz.classifiers.classifier import Classifier
-from salviz.classifiers.randomising import Randomisation
+from salviz.classifiers.randomising import EVERYTHING, Randomisation
 from salviz.metrics import Score
 from salviz.metrics.randomisation import CALIBRATION, verdict
 from salviz.plain import digits, plain_number
@@ -73,8 +73,9 @@ def verdicts(found: Checked, measure: str) -> dict[str, list[str]]:
     """What was measured of each method, in words (see `metrics.randomisation.verdict`)."""
     floor = found.curve("random", measure)
     adds = is_cumulative(found.check.how)
+    names = ["the whole net" if name == EVERYTHING else name for name in found.stages]
     return {
-        method: verdict(found.curve(method, measure), found.stages, floor=floor, is_cumulative=adds)
+        method: verdict(found.curve(method, measure), names, floor=floor, is_cumulative=adds)
         for method in found.methods
         if method not in CALIBRATION
     }

@@ -98,7 +98,7 @@ def choose(pick: Pick) -> Chosen:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         test = panels.choice("What is randomised", randomising.TESTS, "test")
         if test == "weights":
-            panels.choice("Order in which stages are randomised", ORDERS, "order")
+            panels.pick("Order in which stages are randomised", ORDERS, "order")
         elif test == "labels":
             randomising.twin(pick)
         panels.choice("Pictures", randomising.pictures(pick), "pictures")

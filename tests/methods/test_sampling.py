@@ -78,7 +78,12 @@ def test_vargrad_is_the_variance_of_smoothgrads_samples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"), [("rise", {"samples": 80}), ("score_cam", {"channels": 24}), ("occlusion", {"stride": 56})]
+    ("method", "settings"),
+    [
+        pytest.param("rise", {"samples": 80}, marks=pytest.mark.slow),
+        ("score_cam", {"channels": 24}),
+        ("occlusion", {"stride": 56}),
+    ],
 )
 def test_half_precision_keeps_the_ranks_or_is_not_used(method: str, settings: dict[str, int]) -> None:
     """On real weights and a photograph; bf16 takes 7 of 23 bits, and a map of single passes shows it.
