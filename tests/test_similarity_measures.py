@@ -207,3 +207,18 @@ def test_hog_is_undefined_where_no_block_fits() -> None:
         assert MEASURES[name](small, small).isnan().all()
         large = torch.nn.functional.interpolate(small[:, None], size=(48, 60))
         torch.testing.assert_close(MEASURES[name](large, large), torch.ones(2))
+
+
+def test_a_measure_is_found_by_its_id_changed_or_not() -> None:
+    for known in MEASURES.values():
+        assert find_measure(known.id) is known
+    changed = MEASURES["ssim"].changed(reduction="max_abs", normalisation="second_moment")
+    assert find_measure(changed.id) == changed
+    assert find_measure("ssim+normalisation:second_moment+reduction:max_abs") == changed
+    for id, sentence in (
+        ("psnr", "no similarity 'psnr'"),
+        ("ssim+window:7", "no 'window'"),
+        ("ssim+reduction:mean", "There is no reduction 'mean'; there are sum_abs"),
+    ):
+        with pytest.raises(RequestError, match=sentence):
+            find_measure(id)

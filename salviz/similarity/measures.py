@@ -173,14 +173,18 @@ MEASURES: dict[str, Measure] = {measure.id: measure for measure in _LISTED}
 
 
 def find_measure(id: str) -> Measure:
-    """A measure by its id.
+    """A measure by its id, as it is listed or changed: `spearman_abs+normalisation:max+reduction:max_abs`.
 
     Raises:
-        RequestError: There is none; those that exist are named.
+        RequestError: There is none, or it cannot be changed so; what exists is named.
     """
-    if id not in MEASURES:
-        raise RequestError(f"There is no similarity {id!r}; there are {', '.join(MEASURES)}.")
-    return MEASURES[id]
+    listed, *changes = id.split("+")
+    if listed not in MEASURES:
+        raise RequestError(f"There is no similarity {listed!r}; there are {', '.join(MEASURES)}.")
+    choices = dict(change.partition(":")[::2] for change in changes)
+    if unknown := set(choices) - {"normalisation", "reduction"}:
+        raise RequestError(f"A similarity has a normalisation and a reduction, but no {min(unknown)!r}.")
+    return MEASURES[listed].changed(**choices) if choices else MEASURES[listed]
 
 
 def entropy(maps: Tensor, *, bins: int = 100) -> Tensor:

@@ -111,12 +111,10 @@ class Counter(TorchFunctionMode):
         self.backward += self._share * len(gradient)
 
 
-def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
-    """A line a method: its time over the model's time for the passes it makes; and the largest ratio."""
-    x = photographs(classifier, BATCH)
-    target = ClassTarget(classifier.predict(x).argmax(dim=1))
-    digests = [str(place) for place in range(BATCH)]
-    size = classifier.preprocessing.input_size
+def plain_passes(
+    classifier: Classifier, x: Tensor, target: ClassTarget
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A forward pass of a batch, and one that is differentiated down to the input."""
 
     def forward() -> None:
         with torch.no_grad():
@@ -126,6 +124,17 @@ def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
         leaf = x.detach().requires_grad_(True)
         torch.autograd.grad(target.score(classifier.forward(leaf)).sum(), leaf)
 
+    return forward, differentiated
+
+
+def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
+    """A line a method: its time over the model's time for the passes it makes; and the largest ratio."""
+    x = photographs(classifier, BATCH)
+    target = ClassTarget(classifier.predict(x).argmax(dim=1))
+    digests = [str(place) for place in range(BATCH)]
+    size = classifier.preprocessing.input_size
+
+    forward, differentiated = plain_passes(classifier, x, target)
     lines, worst = [], 0.0
     for name, method in methods.METHODS.items():
         refusal = method.refusal(classifier)

@@ -23,10 +23,11 @@ from salviz.classifiers import Classifier
 from salviz.classifiers.layers import target_layer
 from salviz.classifiers.randomising import Randomisation, randomised
 from salviz.classifiers.stages import find_stages
+from salviz.engine import explain_set
 from salviz.images import folder_images, open_path, open_sample, samples
 from salviz.sanity import Check, Checked, check_randomisation
 from salviz.targets import ClassTarget
-from tests.benchmarks.methods import Counter
+from tests.benchmarks.methods import Counter, plain_passes
 from tests.benchmarks.timing import Ratio, conditions, measure, table
 from tests.readme import put_into
 
@@ -156,20 +157,10 @@ def cascade(classifier: Classifier, x: Tensor, digests: list[str], steps: int, r
     def ours() -> None:
         check_randomisation(classifier, x, check, digests=digests)
 
-    def forward() -> None:
-        with torch.no_grad():
-            classifier.forward(x)
-
-    def differentiated() -> None:
-        leaf = x.detach().requires_grad_(True)
-        torch.autograd.grad(target.score(classifier.forward(leaf)).sum(), leaf)
-
+    forward, differentiated = plain_passes(classifier, x, target)
     # Every net makes the same passes: those of the trained one, counted once.
-    one = Check(check.methods, Randomisation("full", "permute"), measures=check.measures)
     with Counter(classifier.runtime) as counter:
-        from salviz.engine import explain_set
-
-        explain_set(classifier, x, methods=one.methods, target=target, digests=digests)
+        explain_set(classifier, x, methods=check.methods, target=target, digests=digests)
     nets = 1 + len(find_stages(classifier))
     tasks = {"ours": ours, "forward": forward, "both": differentiated}
     quantus = _quantus(classifier, x, target.classes, steps, spent)

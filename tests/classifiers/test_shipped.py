@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from salviz import load
+from salviz import explore, load
 from salviz.assets import find_asset
+from salviz.changes import known_changes
 from salviz.classifiers.registry import CARDS, TWINS, is_available_offline, shipped_file
 from salviz.datasets import DEBIAN, FASHION, fashion_mnist, fashion_sample
 from salviz.errors import ClassifierError
 from salviz.images import open_fashion
+from salviz.request import request_for
 from salviz.training import RECIPES, accuracy, model_space, training_set
 
 SHIPPED = [card.id for card in CARDS if card.source == "shipped"]
@@ -71,6 +74,19 @@ def test_their_checkpoints_are_classifiers_on_the_way(id: str) -> None:
     assert steps == sorted(steps)
     first = load(f"{id}#checkpoint-step-{steps[0]}")
     assert accuracy(first.module, sample) < accuracy(classifier.module, sample) - 0.05
+
+
+def test_checkpoints_serve_sensitivity() -> None:
+    """COSE's changed models: the map of a net on its way is less like the last one the earlier it is."""
+    classifier = load("fashion_cnn")
+    changes = [change for change in known_changes(classifier) if change.startswith("checkpoint:")]
+    alike = []
+    for index in range(8):
+        request = request_for(open_fashion(index), classifier, variants=[], changes=changes)
+        alike.append(explore(classifier, open_fashion(index), request).ssim[1:].numpy())
+    means = np.nanmean(alike, axis=0)
+    assert means.shape == (10,)
+    assert means[:5].mean() < means[5:].mean()
 
 
 def test_pictures_are_seen_as_in_training() -> None:
