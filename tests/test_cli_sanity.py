@@ -73,6 +73,10 @@ def test_files_hold_the_librarys_numbers(
     np.testing.assert_allclose(values, found.scores[1, 1, 1].reshape(-1), rtol=1e-6)
     assert [row["stage"] for row in rows[:6:2]] == list(found.stages) == ["linear", "features", "conv1"]
 
+    with Image.open(out / "strips.png") as strips:
+        # A line of names, and a row a method and control.
+        assert strips.height > 112 * len(found.methods)
+        assert strips.width > 112 * (1 + len(found.stages))
     written = json.loads((out / "manifest.json").read_text())
     assert written["stages"] == list(found.stages)
     first = found.curve("gradient", "cosine").stages[0]
@@ -157,3 +161,27 @@ def test_training_writes_what_can_be_loaded(
     assert capsys.readouterr().err.startswith("Nothing can be written to")
     assert main(["train", "slow", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "There is no recipe 'slow'; there are quick.\n"
+
+
+def test_the_shipped_pair_needs_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["sanity", "fashion:3", "--model", "fashion_cnn_twin", "--test", "labels", "--methods", "gradient"]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "Fashion CNN, permuted labels in its place" in told
+    assert "moves with Fashion CNN, permuted labels" in told
+
+
+def test_another_class_can_be_asked_for(small: Classifier, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sanity", str(folder), *ASKED, "--test", "class"]) == 0
+    assert "asked for another class" in capsys.readouterr().out
+
+
+def test_labels_need_a_twin(small: Classifier, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, sentence in (
+        (["--test", "labels"], "Which net learnt other labels than"),
+        (["--test", "labels", "--twin", "itself"], "cannot be compared with itself"),
+        (["--twin", "fashion_cnn"], "--twin belongs to --test labels."),
+    ):
+        assert main(["sanity", str(folder), *ASKED, *arguments]) == 2
+        assert sentence in capsys.readouterr().err

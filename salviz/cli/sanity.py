@@ -24,7 +24,7 @@ from salviz.plain import json_text, write_files
 if TYPE_CHECKING:
     from salviz.classifiers import Classifier
     from salviz.images import Picture
-    from salviz.sanity import Intervention
+    from salviz.sanity import Checked, Intervention
 
 _METHODS = ",".join(CHECKED)
 _MEASURES = "spearman_abs,spearman_signed,ssim"
@@ -89,7 +89,7 @@ def add(commands: Any) -> None:
     )
     computing(sanity)
     shown = sanity.add_argument_group("what is written")
-    shown.add_argument("--out", metavar="DIR", help="folder for scores.csv and manifest.json")
+    shown.add_argument("--out", metavar="DIR", help="folder for scores.csv, manifest.json and strips.png")
     shown.add_argument("--json", action="store_true", help="print the manifest instead of a summary")
 
 
@@ -106,21 +106,43 @@ def _sanity(options: argparse.Namespace) -> None:
     classifier = load_classifier(options)
     with Counter("Randomising: pass") as counter:
         found = check_pictures(
-            classifier, pictures, check, batch_size=options.batch_size, progress=counter.show, twin=twin
+            classifier,
+            pictures,
+            check,
+            keeps_strip=options.out is not None,
+            batch_size=options.batch_size,
+            progress=counter.show,
+            twin=twin,
         )
     written = report.manifest(found, classifier, [(shown.name, shown.digest) for shown in pictures])
     if options.out is not None:
         table = report.scores_csv(found, [shown.name for shown in pictures])
         write_files(
             options.out,
-            {"scores.csv": table.encode(), "manifest.json": (json_text(written, indent=2) + "\n").encode()},
+            {
+                "scores.csv": table.encode(),
+                "manifest.json": (json_text(written, indent=2) + "\n").encode(),
+                "strips.png": _strips(found),
+            },
         )
     if options.json:
         print_json(written)
         return
     print_lines(report.lines(found, classifier, len(pictures)))
     if options.out is not None:
-        print(f"Wrote scores.csv, manifest.json to {options.out}")
+        print(f"Wrote scores.csv, manifest.json, strips.png to {options.out}")
+
+
+def _strips(found: Checked) -> bytes:
+    """The first picture's film strips as one PNG."""
+    from salviz import filmstrip, methods
+    from salviz.overlay import png
+    from salviz.render import Display
+
+    assert found.strip is not None  # noqa: S101 - it was asked for
+    titles = {method: methods.get(method).card.title for method in found.methods}
+    choices = dict.fromkeys(titles, Display())
+    return png(filmstrip.sheet(found.strip, titles, range(len(found.strip.top)), choices))
 
 
 def _twin(options: argparse.Namespace) -> Classifier | None:
