@@ -33,6 +33,9 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+LOAD = loading.load
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Classifier:
     """The toy net in place of every classifier."""
@@ -163,7 +166,8 @@ def test_training_writes_what_can_be_loaded(
     assert capsys.readouterr().err == "There is no recipe 'slow'; there are quick.\n"
 
 
-def test_the_shipped_pair_needs_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_pair_needs_no_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(loading, "load", LOAD)
     assert (
         main(["sanity", "fashion:3", "--model", "fashion_cnn_twin", "--test", "labels", "--methods", "gradient"]) == 0
     )
