@@ -44,7 +44,7 @@ def chosen_pictures(pick: Pick) -> list[Picture]:
     return list({picture.digest: picture for picture in [pick.picture, *others]}.values())
 
 
-def twin(pick: Pick) -> None:
+def twin() -> None:
     """The choice of the net that learnt other labels."""
     model = st.session_state["model"]
     if not st.session_state["twin"]:

@@ -100,7 +100,7 @@ def choose(pick: Pick) -> Chosen:
         if test == "weights":
             panels.pick("Order in which stages are randomised", ORDERS, "order")
         elif test == "labels":
-            randomising.twin(pick)
+            randomising.twin()
         panels.choice("Pictures", randomising.pictures(pick), "pictures")
         with st.popover("Settings", icon=":material/settings:"):
             randomising.details(test)
