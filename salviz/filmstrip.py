@@ -15,6 +15,8 @@ from salviz.render import Display, value_limits
 from salviz.sanity.strip import Strip
 
 Pixels = NDArray[np.uint8]
+_GAP = 6
+"""Pixels between maps."""
 _UNDEFINED = 128
 """Grey of a map without a finite value."""
 
@@ -65,7 +67,7 @@ def row(strip: Strip, method: str, places: Sequence[int], display: Display, *, w
     ]
     missing = len(places) - len(shown)
     blank = np.full((*shown[0].shape[:2], 3), background, dtype=np.uint8)
-    return side_by_side([*shown, *[blank] * missing], 6, background=background)
+    return side_by_side([*shown, *[blank] * missing], _GAP, background=background)
 
 
 def sheet(strip: Strip, titles: Mapping[str, str], places: Sequence[int], choices: Mapping[str, Display]) -> Pixels:
@@ -80,21 +82,21 @@ def sheet(strip: Strip, titles: Mapping[str, str], places: Sequence[int], choice
     Returns:
         `(h, w, 3)` uint8 on white.
     """
-    width, gap, line = 112, 6, 22
+    width, line = 112, 22
     rows = [row(strip, method, places, choices[method], width=width, background=255) for method in titles]
     font = ImageFont.load_default(13)
     left = 12 + max(round(font.getlength(title)) for title in titles.values())
-    canvas = Image.new("RGB", (left + rows[0].shape[1], line + sum(part.shape[0] + gap for part in rows)), "white")
+    canvas = Image.new("RGB", (left + rows[0].shape[1], line + sum(part.shape[0] + _GAP for part in rows)), "white")
     draw = ImageDraw.Draw(canvas)
     for column, place in enumerate(places):
         name = strip.places[place]
         while font.getlength(name) > width and len(name) > 1:
             # The end tells nets apart: blocks share their beginning.
             name = "…" + name.lstrip("…")[1:]
-        draw.text((left + column * (width + gap), 2), name, fill="black", font=font)
+        draw.text((left + column * (width + _GAP), 2), name, fill="black", font=font)
     top = line
     for title, part in zip(titles.values(), rows, strict=True):
         draw.text((2, top + part.shape[0] // 2 - 8), title, fill="black", font=font)
         canvas.paste(Image.fromarray(part), (left, top))
-        top += part.shape[0] + gap
+        top += part.shape[0] + _GAP
     return np.asarray(canvas, dtype=np.uint8)

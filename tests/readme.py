@@ -34,21 +34,20 @@ def shipped_table() -> str:
     import json
 
     from salviz.assets import find_asset
-    from salviz.classifiers.registry import CARDS, shipped_file
+    from salviz.classifiers.registry import SHIPPED, shipped_file
 
     lines = [
         "| id | epochs | right on its training labels | right on the test set | trained in |",
         "|---|---:|---:|---:|---:|",
     ]
-    for card in CARDS:
-        if card.source == "shipped":
-            path = find_asset(shipped_file(card.id).replace(".safetensors", ".json"))
-            assert path is not None
-            about = json.loads(path.read_text("utf-8"))
-            lines.append(
-                f"| `{card.id}` | {about['recipe']['epochs']} | {about['train_accuracy']:.1%} | "
-                f"{about['test_accuracy']:.1%} | {about['seconds'] / 60:.0f} min |"
-            )
+    for id in SHIPPED:
+        path = find_asset(shipped_file(id).replace(".safetensors", ".json"))
+        assert path is not None
+        about = json.loads(path.read_text("utf-8"))
+        lines.append(
+            f"| `{id}` | {about['recipe']['epochs']} | {about['train_accuracy']:.1%} | "
+            f"{about['test_accuracy']:.1%} | {about['seconds'] / 60:.0f} min |"
+        )
     return "\n".join(lines)
 
 

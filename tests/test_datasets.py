@@ -91,5 +91,6 @@ def test_pictures_of_the_sample_open_by_their_place() -> None:
     assert (torch.from_numpy(picture.pixels().copy())[..., 0] == fashion_sample().images[1]).all()
     with pytest.raises(ImageError, match="from 0 to 999; there is no 1000"):
         open_source("fashion:1000")
-    with pytest.raises(ImageError, match="does not say which picture"):
-        open_source("fashion:first")
+    for nothing in ("fashion:first", "fashion:-1", "fashion:" + "9" * 5000):
+        with pytest.raises(ImageError, match="does not say which picture"):
+            open_source(nothing)

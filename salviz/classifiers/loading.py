@@ -17,7 +17,7 @@ from salviz.classifiers.classifier import Checkpoint, Classifier, Draft
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.labels import Labels
 from salviz.classifiers.packaged import PACKAGED, draft_packaged
-from salviz.classifiers.registry import CARDS, DINO, shipped_file
+from salviz.classifiers.registry import CARDS, DINO, SHIPPED, shipped_file
 from salviz.classifiers.weights import fill, read_tensors
 from salviz.errors import ClassifierError
 
@@ -141,7 +141,7 @@ def _draft(id: str, architecture: str | None) -> Draft:
         raise ClassifierError(f"{id!r} has an architecture of its own; leave the architecture out.")
     if id in PACKAGED:
         return draft_packaged(id)
-    if any(card.id == id and card.source == "shipped" for card in CARDS):
+    if id in SHIPPED:
         return _shipped(id)
     if id == DINO:
         from salviz.classifiers.dino import draft_dino

@@ -54,12 +54,11 @@ def shipped_file(id: str) -> str:
     return f"fashion/{id}.safetensors"
 
 
-def _fashion(id: str, title: str, family: str, note: str) -> ClassifierCard:
-    return ClassifierCard(id, title, family, 1, "shipped", "MIT", note)
-
-
 _FASHION = tuple(
-    _fashion(f"fashion_{kind}{end}", f"Fashion {title}{words}", family, note)
+    ClassifierCard(
+        id=f"fashion_{kind}{end}", title=f"Fashion {title}{words}", family=family, megabytes=1, source="shipped",
+        licence="MIT", note=note,
+    )
     for kind, title, family in (("cnn", "CNN", "ResNet"), ("vit", "ViT", "ViT"))
     for end, words, note in (
         ("", "", "Fashion-MNIST at 28 pixels, with ten checkpoints of its training."),
@@ -70,7 +69,10 @@ _FASHION = tuple(
         ),
         ("_permuted", ", permuted labels", "Knows ten thousand permuted labels by heart, and nothing about clothes."),
     )
-)
+)  # fmt: skip
+
+SHIPPED: dict[str, ClassifierCard] = {card.id: card for card in _FASHION}
+"""The classifiers whose weights come with Salviz."""
 
 CARDS: tuple[ClassifierCard, ...] = (
     ClassifierCard(
@@ -109,7 +111,7 @@ CARDS: tuple[ClassifierCard, ...] = (
         licence="BSD-3-Clause",
         note="torchvision's; another architecture that works without a hub.",
     ),
-    *_FASHION,
+    *SHIPPED.values(),
     ClassifierCard(
         id="timm:resnet50.tv_in1k",
         title="ResNet-50",
@@ -178,7 +180,7 @@ def is_available_offline(id: str) -> bool:
     """
     if id in PACKAGED:
         return find_packaged(id) is not None
-    if any(card.id == id for card in _FASHION):
+    if id in SHIPPED:
         return find_asset(shipped_file(id)) is not None
     if id == DINO:
         return _in_hub_cache(DINO_REPOSITORY) and (torch_checkpoints() / DINO_HEAD.rpartition("/")[2]).is_file()

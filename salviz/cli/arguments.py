@@ -69,9 +69,9 @@ def load_classifier(options: argparse.Namespace, id: str | None = None) -> Class
 
 def open_picture(source: str) -> Picture:
     """The picture of a path, a sample, or one of Fashion-MNIST."""
-    from salviz.images import open_path, open_source
+    from salviz.images import NAMED, open_path, open_source
 
-    return open_source(source) if source.startswith(("sample:", "fashion:")) else open_path(source)
+    return open_source(source) if source.startswith(NAMED) else open_path(source)
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -175,12 +175,12 @@ def _intervention(options: argparse.Namespace, twin: Classifier | None) -> Inter
 
 def _pictures(sources: list[str]) -> list[Picture]:
     """The pictures of files, samples and folders, in order, each once."""
-    from salviz.images import folder_images, open_path
+    from salviz.images import NAMED, folder_images, open_path
 
     found: dict[str, Picture] = {}
     for source in sources:
         folder = Path(source)
-        if not source.startswith(("sample:", "fashion:")) and folder.is_dir():
+        if not source.startswith(NAMED) and folder.is_dir():
             names = folder_images(folder)
             if not names:
                 raise RequestError(f"There is no picture in {source}.")

@@ -14,7 +14,7 @@ from salviz.images.decoding import (
     MAX_SHORTER_SIDE,
     decode,
 )
-from salviz.images.fashion import fashion_title, open_fashion
+from salviz.images.fashion import fashion_index, fashion_title, open_fashion
 from salviz.images.folder import (
     FOLDER_VARIABLE,
     SUFFIXES,
@@ -25,7 +25,7 @@ from salviz.images.folder import (
 )
 from salviz.images.gallery import SAMPLES, Sample, open_sample, samples
 from salviz.images.picture import Picture, thumbnail, wordnet_id
-from salviz.images.sources import open_source
+from salviz.images.sources import NAMED, open_source
 
 __all__ = [
     "FOLDER_VARIABLE",
@@ -35,11 +35,13 @@ __all__ = [
     "MAX_LONGER_SIDE",
     "MAX_PIXELS",
     "MAX_SHORTER_SIDE",
+    "NAMED",
     "SAMPLES",
     "SUFFIXES",
     "Picture",
     "Sample",
     "decode",
+    "fashion_index",
     "fashion_title",
     "folder_images",
     "image_folder",

@@ -50,6 +50,13 @@ def fashion_arrays() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         ) from error
 
 
+def fashion_index(source: str) -> int | None:
+    """The place that a source ``fashion:<index>`` names, whether or not there is such a picture; None for any other."""
+    kind, _, number = source.partition(":")
+    # Python refuses to read thousands of digits.
+    return int(number) if kind == "fashion" and number.isdecimal() and len(number) < 10 else None
+
+
 def fashion_title(index: int) -> str:
     """What to call a picture: its class and its place in the test set."""
     return f"{FASHION[fashion_arrays()[1][index]]} {index}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from salviz.errors import ImageError
-from salviz.images.fashion import open_fashion
+from salviz.images.fashion import fashion_index, open_fashion
 from salviz.images.folder import image_folder, open_from_folder
 from salviz.images.gallery import open_sample
 from salviz.images.picture import Picture
+
+NAMED = ("sample:", "fashion:")
+"""Beginnings of the sources that name a picture which comes with Salviz or its packages."""
 
 
 def open_source(source: str, *, root: Path | str | None = None) -> Picture:
@@ -27,8 +30,9 @@ def open_source(source: str, *, root: Path | str | None = None) -> Picture:
     kind, _, name = source.partition(":")
     if kind == "sample":
         return open_sample(name)
-    if kind == "fashion" and name.isdecimal():
-        return open_fashion(int(name))
+    index = fashion_index(source)
+    if index is not None:
+        return open_fashion(index)
     if kind == "file":
         folder = root if root is not None else image_folder()
         if folder is None:

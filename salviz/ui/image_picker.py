@@ -9,6 +9,7 @@ from salviz.images import (
     SAMPLES,
     Picture,
     decode,
+    fashion_index,
     fashion_title,
     folder_images,
     image_folder,
@@ -63,8 +64,8 @@ def choose(problems: list[str]) -> Picture | None:
 
 def _fashion(current: str) -> dict[str, str]:
     """The first labelled pictures that come with Salviz, and the chosen one; nothing where they are missing."""
-    kind, _, number = current.partition(":")
-    wanted = [int(number)] if kind == "fashion" and number.isdecimal() else []
+    named = fashion_index(current)
+    wanted = [] if named is None else [named]
     try:
         return {f"fashion:{index}": f"Fashion-MNIST: {fashion_title(index)}" for index in [*range(_FASHION), *wanted]}
     except (ImageError, IndexError):

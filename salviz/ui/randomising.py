@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from salviz.classifiers.choices import INITIALISATIONS, STATISTICS
-from salviz.classifiers.registry import CARDS, TWINS
-from salviz.images import Picture, open_fashion, open_sample, samples
+from salviz.classifiers.registry import SHIPPED, TWINS
+from salviz.images import Picture, fashion_index, open_fashion, open_sample, samples
 from salviz.ui import panels, sidebar
 from salviz.ui.sidebar import Pick
 
@@ -29,7 +29,7 @@ def pictures(pick: Pick) -> dict[str, str]:
 
 
 def _is_fashion(pick: Pick) -> bool:
-    return pick.picture is not None and pick.picture.source.startswith("fashion:")
+    return pick.picture is not None and fashion_index(pick.picture.source) is not None
 
 
 def chosen_pictures(pick: Pick) -> list[Picture]:
@@ -49,7 +49,7 @@ def twin() -> None:
     model = st.session_state["model"]
     if not st.session_state["twin"]:
         st.session_state["twin"] = TWINS.get(model, "")
-    titles = {card.id: card.title for card in CARDS if card.source == "shipped" and card.id != model}
+    titles = {card.id: card.title for card in SHIPPED.values() if card.id != model}
     options = list(titles)
     if st.session_state["twin"] not in options:
         options.insert(0, st.session_state["twin"])

@@ -10,14 +10,13 @@ import torch
 from salviz import explore, load
 from salviz.assets import find_asset
 from salviz.changes import known_changes
-from salviz.classifiers.registry import CARDS, TWINS, is_available_offline, shipped_file
+from salviz.classifiers.registry import CARDS, SHIPPED, TWINS, is_available_offline, shipped_file
 from salviz.datasets import DEBIAN, FASHION, fashion_mnist, fashion_sample
 from salviz.errors import ClassifierError
 from salviz.images import open_fashion
 from salviz.request import request_for
 from salviz.training import RECIPES, accuracy, model_space, training_set
 
-SHIPPED = [card.id for card in CARDS if card.source == "shipped"]
 FOLDER = Path(str(find_asset(shipped_file("fashion_cnn")))).parent
 
 
