@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,11 @@ class Server:
             self.process.wait(20)
 
 
-def start_server(log: Path, **environment: str) -> Server:
+def start_server(log: Path, *, script: str | Path = "app.py", **environment: str) -> Server:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
     command += ["--server.address", "127.0.0.1", "--server.headless", "true", "--server.fileWatcherType", "none"]
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -90,8 +90,10 @@ _NORMAL = (
     "You can now view your Streamlit app in your browser.",
     "URL: http://127.0.0.1:",
     "Stopping...",
-    # A poll of progress that was on its way while the page was drawn without it; Streamlit drops it.
+    # A poll of progress that was on its way while the page was drawn without it; Streamlit drops it, and says so in
+    # one of two ways.
     "it might have been removed during a preceding full-app rerun.",
+    "for example because a full app rerun happened that did not register the fragment.",
 )
 
 # Streamlit closes a socket that the browser is closing at the same moment, and the server tells of it; the visit is
@@ -110,8 +112,9 @@ def unexpected_lines(server: Server) -> list[str]:
     return [line for line in lines if line.strip() and not any(words in line for words in _NORMAL)]
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
+@contextmanager
+def launched() -> Iterator[Any]:
+    """A running Chromium; the test that needs it is skipped where there is none."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -120,11 +123,15 @@ def browser() -> Iterator[Any]:
     if chromium is None:
         _missing("chromium")
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
-        yield launched
-        launched.close()
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    with launched() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

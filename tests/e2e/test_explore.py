@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import re
-import time
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -441,20 +440,3 @@ def test_windows_and_themes(server: Server, open_page: Open, scheme: str, width:
         assert photograph.bounding_box()["y"] < NARROW["height"] / 2
     screenshot(page, f"{width}-{scheme}")
     screenshot(page, f"{width}-{scheme}-whole", whole=True)
-
-
-# Speed
-
-
-def test_a_page_from_cache_answers_soon(server: Server, open_page: Open) -> None:
-    page = open_page(server.url)
-    shows(page, "Cat", LITE, "Grad-CAM")
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        page.goto(server.url)
-        overlay(page).wait_for()
-        times.append(time.perf_counter() - started)
-    print(f"cached map visible after {sorted(times)} s")
-    # Three times the one second aimed at: other work on the machine must not fail this.
-    assert min(times) < 3

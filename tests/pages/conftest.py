@@ -4,11 +4,13 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import save_file
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
 from salviz.classifiers.randomising import Randomisation, randomised
@@ -50,6 +52,14 @@ def tiny_vit(model_folder: Path) -> str:
 @pytest.fixture(scope="session")
 def tiny_twin(model_folder: Path) -> str:
     return f"{model_folder / 'test_twin.safetensors'}@timm:test_resnet"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _components() -> Iterator[None]:
+    """Streamlit looks through all installed packages for components anew for every `AppTest`; once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
+        yield
 
 
 @pytest.fixture(autouse=True)
