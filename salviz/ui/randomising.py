@@ -47,9 +47,13 @@ def chosen_pictures(pick: Pick) -> list[Picture]:
 def twin() -> None:
     """The choice of the net that learnt other labels."""
     model = st.session_state["model"]
-    if not st.session_state["twin"]:
-        st.session_state["twin"] = TWINS.get(model, "")
     titles = {card.id: card.title for card in SHIPPED.values() if card.id != model}
+    chosen = sidebar.id_of(st.session_state["twin"], titles)
+    before = st.session_state.get("_twin_of", model)
+    # Another model has another twin; one that a person or a link named stays.
+    if not chosen or (before != model and chosen == TWINS.get(before)):
+        chosen = TWINS.get(model, "")
+    st.session_state.update(twin=chosen, _twin_of=model)
     options = list(titles)
     if st.session_state["twin"] not in options:
         options.insert(0, st.session_state["twin"])

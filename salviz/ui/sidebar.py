@@ -79,7 +79,7 @@ def _model() -> str:
 
     names = [f"timm:{name}" for name in timm_names(classifiers_only=True)]
     options = [*titles, *(name for name in names if name not in titles)]
-    st.session_state["model"] = _id_of(st.session_state["model"], titles)
+    st.session_state["model"] = id_of(st.session_state["model"], titles)
     if st.session_state["model"] not in options:
         options.insert(0, st.session_state["model"])
     chosen: str = st.selectbox(
@@ -95,7 +95,7 @@ def _model() -> str:
     return chosen
 
 
-def _id_of(text: str, titles: dict[str, str]) -> str:
+def id_of(text: str, titles: dict[str, str]) -> str:
     """The id of a suggestion that was typed as it is shown, or of the only one it is a part of; else an id already."""
     typed = text.partition(" · ")[0].strip().casefold()
     if text in titles or not typed:

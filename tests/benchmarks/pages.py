@@ -1,7 +1,8 @@
 """How long a visitor waits for the Explore page, beside a page of Streamlit's that does nothing.
 
 `python -m tests.benchmarks.pages` starts the app and a page of one line, opens both in Chromium by turns, and prints a
-Markdown table of medians. Everything shown has been computed before, but on a new server. "Map" is the moment the map over the photograph can be seen.
+Markdown table of medians. Everything shown has been computed before, but on a new
+server. "Map" is the moment the map over the photograph can be seen.
 """
 
 import argparse

@@ -146,6 +146,21 @@ def test_without_a_twin_the_page_offers_the_pair_that_comes_with_salviz(sanity: 
     assert app.query_params["image"] == "fashion:0"
 
 
+def test_the_twin_follows_the_model_unless_a_person_chose_it(sanity: Open) -> None:
+    app = sanity(checked="gradient", test="labels", model="fashion_cnn_twin", image="fashion:0")
+    assert app.session_state["twin"] == "fashion_cnn_permuted"
+    app.selectbox(key="model").set_value("fashion_vit_twin").run()
+    assert not app.exception
+    assert "Beside Fashion ViT, permuted labels, one picture" in texts(app)
+    app.selectbox(key="model").set_value("fashion_cnn").run()
+    assert "Which net learnt other labels than Fashion CNN?" in texts(app)
+    # A title typed as it is shown is understood; what a person named stays.
+    app = sanity(checked="gradient", test="labels", model="fashion_cnn_twin", image="fashion:0", twin="fashion cnn")
+    assert not app.exception
+    app.selectbox(key="model").set_value("fashion_cnn_permuted").run()
+    assert app.session_state["twin"] == "fashion_cnn"
+
+
 def test_a_twin_that_does_not_fit_costs_a_sentence(sanity: Open, tiny: str) -> None:
     app = sanity(checked="gradient", test="labels", twin="fashion_cnn_permuted")
     assert not app.exception
