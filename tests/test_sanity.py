@@ -33,7 +33,7 @@ def digests(count: int) -> list[str]:
 
 @pytest.mark.parametrize("target", ["original", "argmax"])
 def test_equals_a_plain_loop(target: str) -> None:
-    classifier, x = net(), images(3, 160)
+    classifier, x = net(), images(3, 96)
     how = Randomisation("top_down", "permute", seed=5)
     check = Check(METHODS, how, target=target, measures=("spearman_abs", "pearson", "ssim"), seed=2)
     found = check_randomisation(classifier, x, check, digests=digests(3))
@@ -46,7 +46,7 @@ def test_equals_a_plain_loop(target: str) -> None:
             model, x, method=method, parameters=METHODS[method], target=chosen, digests=digests(3), seed=2
         ).maps
         raw = raw if raw.ndim == 4 else raw[:, None]
-        return F.interpolate(raw, size=(160, 160), mode="bilinear", align_corners=False)
+        return F.interpolate(raw, size=(96, 96), mode="bilinear", align_corners=False)
 
     originals = {method: maps_of(classifier, method) for method in METHODS}
     stages = 0

@@ -202,18 +202,50 @@ _STILL = """addEventListener("DOMContentLoaded", () => {
 })"""
 
 
+@dataclass
+class Browsers:
+    """Browsers that have been here before, one for each visitor of a test, by their settings.
+
+    A new one fetches and compiles all of Streamlit's scripts, three seconds each time.
+    """
+
+    chromium: Any
+    idle: dict[str, list[Any]] = field(default_factory=dict)
+
+    def take(self, settings: dict[str, Any]) -> Any:
+        known = self.idle.setdefault(repr(settings), [])
+        if known:
+            return known.pop()
+        context = self.chromium.new_context(reduced_motion="reduce", **settings)
+        context.add_init_script(_STILL)
+        # A click must reach its place within seconds even on a busy machine.
+        context.set_default_timeout(30_000)
+        return context
+
+    def give_back(self, settings: dict[str, Any], context: Any) -> None:
+        """What a visitor left behind goes; what the browser has cached stays."""
+        for page in context.pages:
+            page.evaluate("localStorage.clear(), sessionStorage.clear()")
+            page.close()
+        context.clear_cookies()
+        self.idle[repr(settings)].append(context)
+
+
+@pytest.fixture(scope="session")
+def browsers(browser: Any) -> Browsers:
+    return Browsers(browser)
+
+
 @pytest.fixture
-def open_page(browser: Any) -> Iterator[Open]:
+def open_page(browsers: Browsers) -> Iterator[Open]:
     """Open an address in a browser of its own; at the end nothing may have gone wrong in any of them."""
     watch = Watch()
-    with ExitStack() as contexts:
+    with ExitStack() as visitors:
 
         def open_at(url: str, *, viewport: dict[str, int] | None = None, **options: Any) -> Any:
-            context = browser.new_context(viewport=viewport or WIDE, reduced_motion="reduce", **options)
-            contexts.callback(context.close)
-            context.add_init_script(_STILL)
-            # A click must reach its place within seconds even on a busy machine.
-            context.set_default_timeout(30_000)
+            settings = {"viewport": viewport or WIDE, **options}
+            context = browsers.take(settings)
+            visitors.callback(browsers.give_back, settings, context)
             page = context.new_page()
             watch.over(page)
             page.goto(url)
