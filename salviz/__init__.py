@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from salviz.classifiers.loading import load
     from salviz.comparison import compare
     from salviz.explaining import explain
-    from salviz.exploration import explore
+    from salviz.exploring import explore
     from salviz.request import Request
 
 _LAZY = {
     "load": "salviz.classifiers.loading",
     "compare": "salviz.comparison",
     "explain": "salviz.explaining",
-    "explore": "salviz.exploration",
+    "explore": "salviz.exploring",
     "Request": "salviz.request",
 }
 

@@ -1,37 +1,22 @@
-"""One image, one method: its map, the maps of its variants laid back on it, and what they say together.
-
-Data flow: picture -> frame (uint8, model's crop) -> augmented frames -> one batch through `engine.explain` ->
-comparable maps -> realigned -> SSIM and Spearman against the clean map -> consistency, sensitivity, COSE.
-"""
+"""One image, one method: its map, the maps of its variants laid back on it, and how alike they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from salviz import engine, maps, methods
-from salviz.changes import changed
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import target_layer
 from salviz.classifiers.preprocessing import Placement
-from salviz.errors import RequestError
 from salviz.images import Picture
-from salviz.request import Request, precision_of, request_for
-from salviz.similarity import spearman, ssim
-from salviz.transforms import Variant, augment, realign
-from salviz.transforms.alignment import Validity
-from salviz.work import Progress, silent
-
-SLOW_PASSES = 4.0
-"""Methods above this many passes an image show the clean map first and the variants as they come."""
-
-GROUP = 4
-"""Variants explained between two partial results of a slow method."""
+from salviz.request import Request
+from salviz.similarity import spearman
+from salviz.transforms import Variant, realign
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,137 +146,7 @@ class Exploration:
         return (maps.signed(part) if is_signed else maps.unsigned(part, card.evidence))[0]
 
 
-Publish = Callable[[Exploration], None]
-
-
-def explore(
-    classifier: Classifier,
-    picture: Picture,
-    request: Request | None = None,
-    *,
-    batch_size: int | None = None,
-    progress: Progress = silent,
-    publish: Publish = lambda exploration: None,
-) -> Exploration:
-    """Explain an image, its variants and the changed models, and compare the maps.
-
-    Args:
-        classifier: The model the request names.
-        picture: The picture the request names.
-        request: What to do; the defaults of `request_for` where None.
-        batch_size: Images in one model pass at the most; None for what suits the device.
-        progress: Called with (done, total) image passes; may raise `Cancelled`.
-        publish: Called with what is known so far, as it comes, where the method takes more than `SLOW_PASSES`.
-
-    Raises:
-        SalvizError: One plain sentence.
-    """
-    request = request_for(picture, classifier) if request is None else request
-    asked = (request.image, request.weights, request.precision)
-    if asked != (picture.digest, classifier.digest, precision_of(classifier)):
-        raise RequestError(
-            "The request belongs to another picture, other weights or another precision; make a new one with "
-            "request_for."
-        )
-    run = _Run(classifier, picture, request, batch_size, progress)
-    card = methods.get(request.method).card
-    count = 1 + len(request.variants)
-    is_slow = card.passes(request.settings, classifier.preprocessing.input_size) > SLOW_PASSES
-    cuts = [0, 1, *range(1 + GROUP, count, GROUP), count] if is_slow and count > 1 else [0, count]
-    # Quick work comes as a whole: a page that is drawn twice within a second sends its pictures twice.
-    tell = publish if is_slow else _ignore
-    for start, stop in pairwise(cuts):
-        run.explain(classifier, slice(start, stop))
-        tell(run.result())
-    for change in request.changes:
-        run.explain(changed(classifier, change, request.seed), slice(0, 1))
-        tell(run.result())
-    return run.last
-
-
-def _ignore(exploration: Exploration) -> None:
-    """Nobody is told."""
-
-
-class _Run:
-    """An exploration under way: collects rows and compares them with row 0."""
-
-    def __init__(
-        self, classifier: Classifier, picture: Picture, request: Request, batch_size: int | None, progress: Progress
-    ) -> None:
-        prep = classifier.preprocessing
-        clean = prep.frame(picture.image).to(classifier.device).unsqueeze(0)
-        self.variants = [Variant.from_token(token) for token in request.variants]
-        varied = augment(clean.expand(len(self.variants), -1, -1, -1), self.variants) if self.variants else clean[:0]
-        self.frames = torch.cat([clean, varied])
-        self.request, self.classifier = request, classifier
-        self.card = methods.get(request.method).card
-        self.placement = prep.placement(picture.image.size)
-        self.batch_size, self.progress = batch_size, progress
-        per_image = self.card.passes(request.settings, prep.input_size)
-        self.total = round(per_image * (1 + len(request.variants) + len(request.changes)))
-        self.parts: list[engine.Explained] = []
-        self.clean: Tensor | None = None
-        self.ssim: list[Tensor] = []
-        self.last: Exploration
-
-    def explain(self, classifier: Classifier, rows: slice) -> None:
-        """Explain some frames under a model and compare the maps with the clean one."""
-        frames = self.frames[rows]
-        done = round(sum(part.passes for part in self.parts))
-        found = engine.explain(
-            classifier,
-            classifier.preprocessing.normalise(frames),
-            method=self.request.method,
-            target=self.request.explained,
-            parameters=self.request.settings,
-            digests=self._names(classifier, rows),
-            seed=self.request.seed,
-            batch_size=self.batch_size,
-            progress=lambda part, total: self.progress(done + part, max(self.total, done + part)),
-        )
-        size = (int(frames.shape[2]), int(frames.shape[3]))
-        compared = maps.comparable(found.maps, self.card, size)
-        if self.clean is None:
-            self.clean = compared[:1]
-            self.ssim.append(compared.new_full((1,), float("nan")))
-            compared = compared[1:]
-        if len(compared):
-            self._compare(compared, classifier, rows)
-        self.parts.append(found)
-
-    def _names(self, classifier: Classifier, rows: slice) -> list[str]:
-        """What seeds each row's random numbers: a variant is another image, a changed model too."""
-        image = self.request.image
-        if classifier is not self.classifier:
-            return [f"{image}|{classifier.id}"]
-        tokens = ("", *self.request.variants)[rows]
-        return [f"{image}|{token}" if token else image for token in tokens]
-
-    def _compare(self, compared: Tensor, classifier: Classifier, rows: slice) -> None:
-        assert self.clean is not None  # noqa: S101 - set by the first rows
-        valid: Validity | None = None
-        if classifier is self.classifier:
-            first = max(rows.start, 1) - 1
-            compared, valid = realign(compared, self.variants[first : first + len(compared)])
-        clean = self.clean.expand_as(compared)
-        data_range = self.request.data_range
-        self.ssim.append(ssim(clean, compared, valid=valid, data_range=data_range))  # type: ignore[arg-type]
-
-    def result(self) -> Exploration:
-        """What is known so far, on the CPU."""
-        self.last = _exploration(
-            self.classifier,
-            self.request,
-            self.frames,
-            self.placement,
-            self.parts,
-            torch.cat(self.ssim),
-        )
-        return self.last
-
-
-def _exploration(
+def collected(
     classifier: Classifier,
     request: Request,
     frames: Tensor,
@@ -299,7 +154,16 @@ def _exploration(
     parts: Sequence[engine.Explained],
     similarity: Tensor,
 ) -> Exploration:
-    """An exploration on the CPU from the engine's parts, row 0 first."""
+    """An exploration on the CPU from the engine's parts, row 0 first.
+
+    Args:
+        classifier: What was explained.
+        request: What was asked.
+        frames: `(1 + V, 3, H, W)` uint8, what the model saw.
+        placement: Where the frame lies on the photograph.
+        parts: What the engine found, in the order of the rows.
+        similarity: `(R,)` SSIM of each row with row 0; NaN for row 0.
+    """
 
     def joined(name: str) -> Tensor | None:
         values = [getattr(part, name) for part in parts]
@@ -339,4 +203,4 @@ def single(
     """
     placement = classifier.preprocessing.placement(picture.image.size)
     undefined = torch.full((1,), float("nan"))
-    return _exploration(classifier, request, frame, placement, [explained], undefined)
+    return collected(classifier, request, frame, placement, [explained], undefined)

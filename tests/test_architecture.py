@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"methods", "similarity"}),
     frozenset({"maps", "engine", "request"}),
     frozenset({"explaining", "exploration", "sanity", "support"}),
-    frozenset({"comparison", "scores", "render"}),
+    frozenset({"comparison", "exploring", "scores", "render"}),
     frozenset({"figures", "filmstrip"}),
     frozenset({"export"}),
     frozenset({"summary"}),

@@ -18,7 +18,7 @@ from salviz.classifiers import CARDS, loading
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.labels import Labels
 from salviz.cli import main
-from salviz.exploration import explore
+from salviz.exploring import explore
 from salviz.images import open_path, open_sample
 from salviz.request import request_for
 from salviz.transforms import Variant, draw_variants
@@ -256,7 +256,7 @@ def test_ctrl_c_ends_quietly(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("salviz.exploration.explore", interrupt)
+    monkeypatch.setattr("salviz.exploring.explore", interrupt)
     assert main(["explain", image]) == 130
     assert capsys.readouterr() == ("", "Stopped.\n")
 

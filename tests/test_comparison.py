@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from salviz import engine, maps, methods
 from salviz.comparison import Comparison, agree, compare, comparison_digest, for_top_classes
 from salviz.errors import Cancelled, RequestError
-from salviz.exploration import explore
+from salviz.exploring import explore
 from salviz.images import Picture
 from salviz.request import Request, request_for
 from tests.golden import cose_inputs

@@ -18,7 +18,8 @@ from salviz.classifiers.classifier import Checkpoint, Classifier
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.loading import at_checkpoint, untrained
 from salviz.errors import Cancelled, MethodError, RequestError, SalvizError
-from salviz.exploration import Exploration, explore
+from salviz.exploration import Exploration
+from salviz.exploring import explore, explore_set, prepare
 from salviz.images import Picture
 from salviz.request import request_for
 from salviz.similarity import spearman, ssim
@@ -365,3 +366,40 @@ def test_half_precision_is_another_request() -> None:
     half = dataclasses.replace(toy(), autocast=torch.bfloat16)
     assert request(half).precision == "bfloat16"
     assert request(half).digest != request(toy()).digest
+
+
+def test_a_set_gives_what_each_method_gives_alone() -> None:
+    classifier, names = trained(), ("grad_cam", "gradient", "integrated_gradients", "smoothgrad", "input_x_gradient")
+    told: list[tuple[int, int]] = []
+    shown: list[str] = []
+    requests = [request(classifier, method=name, variants=FOUR, changes=["untrained"]) for name in names]
+    found = explore_set(
+        classifier,
+        PICTURE,
+        requests,
+        prepared=prepare(classifier, PICTURE, requests[0].variants),
+        progress=lambda done, total: told.append((done, total)),
+        publish=lambda part: shown.append(part.request.method),
+    )
+    for one, name in zip(found, names, strict=True):
+        alone = explore(classifier, PICTURE, one.request)
+        assert one.request.method == name
+        torch.testing.assert_close(one.raw, alone.raw, rtol=0, atol=0)
+        torch.testing.assert_close(one.ssim, alone.ssim, rtol=0, atol=0, equal_nan=True)
+        assert one.passes == alone.passes
+        torch.testing.assert_close(one.logits, alone.logits, rtol=0, atol=0)
+    assert set(shown) == {"integrated_gradients", "smoothgrad"}
+    dones = [done for done, _ in told]
+    assert dones == sorted(dones)
+    assert told[-1][0] == told[-1][1]
+
+
+def test_a_set_differs_in_its_methods_alone() -> None:
+    classifier = trained()
+    one = request(classifier, variants=FOUR)
+    with pytest.raises(RequestError, match="at least one"):
+        explore_set(classifier, PICTURE, [])
+    with pytest.raises(RequestError, match="may differ in their methods"):
+        explore_set(classifier, PICTURE, [one, request(classifier, method="gradient", seed=1, variants=FOUR)])
+    with pytest.raises(RequestError, match="once in a set"):
+        explore_set(classifier, PICTURE, [one, request(classifier, variants=FOUR)])

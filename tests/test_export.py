@@ -16,7 +16,8 @@ from salviz import __version__, export, render
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.labels import Labels
 from salviz.errors import RequestError
-from salviz.exploration import Exploration, explore
+from salviz.exploration import Exploration
+from salviz.exploring import explore
 from salviz.images import Picture
 from salviz.render import Display
 from salviz.request import request_for

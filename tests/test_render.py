@@ -10,7 +10,8 @@ from PIL import Image
 from salviz import engine, render
 from salviz.classifiers.preprocessing import Preprocessing
 from salviz.colormaps import lookup
-from salviz.exploration import Exploration, explore
+from salviz.exploration import Exploration
+from salviz.exploring import explore
 from salviz.images import Picture
 from salviz.overlay import UNSEEN_COLOUR
 from salviz.render import Display

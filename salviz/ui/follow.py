@@ -76,7 +76,7 @@ def exploring(request: Any, picture: Any, loaded: Any) -> Task:
         loaded: Its classifier.
     """
     from salviz import methods
-    from salviz.exploration import SLOW_PASSES
+    from salviz.exploring import SLOW_PASSES
 
     card = methods.get(request.method).card
     passes = card.passes(request.settings, loaded.classifier.preprocessing.input_size)
@@ -84,7 +84,7 @@ def exploring(request: Any, picture: Any, loaded: Any) -> Task:
     seconds: float = max(1.0, passes) * rows * loaded.seconds_per_pass
 
     def run(job: Job) -> Any:
-        from salviz.exploration import explore
+        from salviz.exploring import explore
 
         found = explore(loaded.classifier, picture, request, progress=job.tick, publish=job.publish)
         loaded.learn(found.passes, found.seconds)

@@ -55,7 +55,7 @@ def _warm_up() -> None:
             "torch",
             "timm",
             "salviz.comparison",
-            "salviz.exploration",
+            "salviz.exploring",
             "salviz.figures",
             "salviz.render",
             "salviz.export",

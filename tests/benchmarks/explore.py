@@ -21,7 +21,7 @@ from torch import Tensor
 from salviz import engine, load, maps, methods
 from salviz.classifiers import Classifier
 from salviz.classifiers.layers import target_layer
-from salviz.exploration import explore
+from salviz.exploring import explore
 from salviz.images import open_sample, samples
 from salviz.request import request_for
 from salviz.similarity import spearman, ssim
