@@ -24,7 +24,7 @@ from salviz.classifiers.building import building
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.preprocessing import Preprocessing
 from salviz.classifiers.weights import fill
-from salviz.datasets import LabelledImages
+from salviz.datasets.arrays import LabelledImages
 from salviz.errors import DataError
 from salviz.images.fashion import COUNT, FILE
 

@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from salviz import datasets, training
+from salviz import training
 from salviz.classifiers import loading
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.randomising import Randomisation
 from salviz.cli import main
-from salviz.datasets import FASHION, LabelledImages
+from salviz.datasets import arrays
+from salviz.datasets.arrays import LabelledImages
 from salviz.images import open_path
+from salviz.images.fashion import FASHION
 from salviz.sanity import Check, check_randomisation, report
 from tests.golden import cose_inputs
 from tests.models import toy
@@ -148,7 +150,7 @@ def test_training_writes_what_can_be_loaded(
     images = LabelledImages(
         torch.randint(0, 256, (64, 28, 28), generator=generator).to(torch.uint8), torch.arange(64) % 10, FASHION
     )
-    monkeypatch.setattr(datasets, "fashion_mnist", lambda part, folder: images)
+    monkeypatch.setattr(arrays, "fashion_mnist", lambda part, folder: images)
     quick = training.Recipe("quick", "Quick", "salviz:small_cnn", epochs=1, checkpoints=1, batch=16)
     monkeypatch.setattr(training, "RECIPES", {"quick": quick})
     assert main(["train", "quick", "--seed", "3", "--out", str(tmp_path)]) == 0

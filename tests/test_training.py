@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import salviz
-from salviz.datasets import FASHION, LabelledImages
+from salviz.datasets.arrays import LabelledImages
 from salviz.errors import ClassifierError, DataError
+from salviz.images.fashion import FASHION
 from salviz.training import RECIPES, Recipe, model_space, train, training_set, write
 
 QUICK = Recipe("quick", "Quick", "salviz:small_cnn", epochs=2, checkpoints=4, batch=16)

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from salviz.datasets import fashion_mnist
+    from salviz.datasets.arrays import fashion_mnist
     from salviz.training import RECIPES, card, train, write, write_sample
 
     unknown = [name for name in options.recipes if name not in RECIPES]

@@ -11,9 +11,10 @@ from salviz import explore, load
 from salviz.assets import find_asset
 from salviz.changes import known_changes
 from salviz.classifiers.registry import CARDS, SHIPPED, TWINS, is_available_offline, shipped_file
-from salviz.datasets import DEBIAN, FASHION, fashion_mnist, fashion_sample
+from salviz.datasets.arrays import DEBIAN, fashion_mnist, fashion_sample
 from salviz.errors import ClassifierError
 from salviz.images import open_fashion
+from salviz.images.fashion import FASHION
 from salviz.request import request_for
 from salviz.training import RECIPES, accuracy, model_space, training_set
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from salviz import datasets
-from salviz.datasets import DEBIAN, FASHION, fashion_mnist, fashion_sample
+from salviz.datasets import arrays, fashion_mnist, fashion_sample
+from salviz.datasets.arrays import DEBIAN
 from salviz.errors import DataError, ImageError
 from salviz.images import open_source
+from salviz.images.fashion import FASHION
 
 
 def write(folder: Path, name: str, content: bytes) -> str:
@@ -28,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "t10k-images-idx3-ubyte": write(tmp_path, "t10k-images-idx3-ubyte", images),
         "t10k-labels-idx1-ubyte": write(tmp_path, "t10k-labels-idx1-ubyte", bytes(8) + bytes([9, 0, 3])),
     }
-    monkeypatch.setattr(datasets, "_SHA256", {**datasets._SHA256, **digests})
+    monkeypatch.setattr(arrays, "_SHA256", {**arrays._SHA256, **digests})
     return tmp_path
 
 
