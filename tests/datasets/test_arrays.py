@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from salviz.datasets import arrays, fashion_mnist, fashion_sample
-from salviz.datasets.arrays import DEBIAN
+from salviz.datasets import arrays
+from salviz.datasets.arrays import DEBIAN, fashion_mnist, fashion_sample
 from salviz.errors import DataError, ImageError
 from salviz.images import open_source
 from salviz.images.fashion import FASHION
