@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"maps", "engine", "request"}),
     frozenset({"explaining", "exploration", "sanity", "support"}),
     frozenset({"comparison", "exploring", "scores", "render"}),
-    frozenset({"figures", "filmstrip"}),
+    frozenset({"figures", "filmstrip", "runs"}),
     frozenset({"export"}),
     frozenset({"summary"}),
     frozenset({"cli", "ui"}),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from salviz import __version__
-from salviz.cli import explain, listing, sanity, train
+from salviz.cli import explain, listing, runs, sanity, train
 from salviz.cli.arguments import REFUSED, Parser
 from salviz.errors import SalvizError
 
@@ -20,6 +20,7 @@ _EPILOG = """examples:
   salviz explain sample:cat --method integrated_gradients --set steps=50 --target "tiger cat"
   salviz methods --model mobilenet_v2
   salviz sanity photos/ --methods gradient,guided_backprop --model mobilenet_v2
+  salviz run --data fashion --models fashion_cnn,fashion_vit --images 100 --out RUN
 """
 
 
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"salviz {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (explain, sanity, listing, train):
+    for command in (explain, sanity, runs, listing, train):
         command.add(commands)
     return top
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -268,22 +268,66 @@ def bootstrap(
     Raises:
         ValueError: If `draws` is not positive or `level` is not between 0 and 1.
     """
+    return _with_intervals(aggregate(rows), _unit_sums(rows, unit), seed, draws, level)
+
+
+def from_sums(
+    sums: NDArray[np.float64],
+    *,
+    undefined: tuple[int, int] = (0, 0),
+    seed: int,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> Split:
+    """The scores of `bootstrap` from what each image adds to them: rows by the million need not be at hand together.
+
+    Args:
+        sums: `(images, 4)`: an image's sum and number of defined similarities where the prediction stays right under
+            an augmentation, and where it turns wrong; 0 for an image that adds nothing.
+        undefined: How many similarities more belong to each of the two but are undefined.
+        seed: Of the draws.
+        draws: How many.
+        level: Coverage of the interval, between 0 and 1.
+
+    Raises:
+        ValueError: If `draws` is not positive or `level` is not between 0 and 1.
+    """
+    values, counts = _ratios(sums.sum(axis=0, keepdims=True)), sums.sum(axis=0)[[1, 3]].astype(int)
+    kept, turned = (
+        Score(value=float(value[0]), count=int(count), undefined=missing)
+        for value, count, missing in zip(values, counts, undefined, strict=True)
+    )
+    cose = Score(
+        value=float(geometric_mean(kept.value, turned.value)),
+        count=kept.count + turned.count,
+        undefined=kept.undefined + turned.undefined,
+    )
+    return _with_intervals(Split(consistency=kept, sensitivity=turned, cose=cose), sums, seed, draws, level)
+
+
+AnySplit = TypeVar("AnySplit", bound=Split)
+
+
+def _with_intervals(result: AnySplit, sums: NDArray[np.float64], seed: int, draws: int, level: float) -> AnySplit:
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws must be positive and level between 0 and 1, not {draws} and {level}")
-    result = aggregate(rows)
-    sums = _unit_sums(rows, unit)
     if len(sums) < 2:
         return result
-    drawn = _resample(sums, draws, np.random.default_rng(seed))
-    similarity_kept, kept, similarity_turned, turned = drawn.T
-    consistency = np.divide(similarity_kept, kept, out=np.full(draws, np.nan), where=kept > 0)
-    fidelity = np.divide(similarity_turned, turned, out=np.full(draws, np.nan), where=turned > 0)
+    consistency, sensitivity = _ratios(_resample(sums, draws, np.random.default_rng(seed)))
     return replace(
         result,
         consistency=with_interval(result.consistency, consistency, level),
-        sensitivity=with_interval(result.sensitivity, 1.0 - fidelity, level),
-        cose=with_interval(result.cose, geometric_mean(consistency, 1.0 - fidelity), level),
+        sensitivity=with_interval(result.sensitivity, sensitivity, level),
+        cose=with_interval(result.cose, geometric_mean(consistency, sensitivity), level),
     )
+
+
+def _ratios(totals: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Consistency and sensitivity of `(n, 4)` totals; NaN where they rest on nothing."""
+    similarity_kept, kept, similarity_turned, turned = totals.T
+    consistency = np.divide(similarity_kept, kept, out=np.full(len(totals), np.nan), where=kept > 0)
+    fidelity = np.divide(similarity_turned, turned, out=np.full(len(totals), np.nan), where=turned > 0)
+    return consistency, 1.0 - fidelity
 
 
 def geometric_mean(consistency: ArrayLike, sensitivity: ArrayLike) -> NDArray[np.float64]:

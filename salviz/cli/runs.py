@@ -1,0 +1,196 @@
+"""`salviz run`, `resume`, `status`, `cancel` and `report`: runs over data sets."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from salviz.cli.arguments import Counter, positive, print_json, print_lines, split, whole
+from salviz.errors import Cancelled, RequestError
+
+if TYPE_CHECKING:
+    from salviz.runs import Spec
+    from salviz.runs.execution import Options
+    from salviz.runs.folder import RunFolder
+
+
+def add(commands: Any) -> None:
+    """Add the commands.
+
+    Args:
+        commands: What `add_subparsers` returned.
+    """
+    run = commands.add_parser("run", help="measure methods over a data set; what is written is never lost")
+    run.set_defaults(run=_run)
+    run.add_argument("--spec", metavar="FILE", help="a JSON file with all that follows, instead of it")
+    what = run.add_argument_group("what is measured")
+    what.add_argument("--data", metavar="SET", help="fashion, samples, a folder or a zip file")
+    what.add_argument("--models", metavar="IDS", help="default: tf_efficientnet_lite0")
+    what.add_argument("--methods", metavar="IDS", help="default: grad_cam,gradient")
+    what.add_argument("--metrics", metavar="IDS", help="cose (default), randomisation")
+    what.add_argument(
+        "--set", action="append", default=[], metavar="NAME.SETTING=VALUE", dest="settings",
+        help="of a method or a metric, such as cose.augmentations=paper; may be repeated",
+    )  # fmt: skip
+    what.add_argument("--images", type=positive, metavar="N", help="pictures drawn from the set (default: all)")
+    what.add_argument("--classes", metavar="LABELS", help="only pictures of these classes, as the set calls them")
+    what.add_argument("--stratified", action="store_true", help="as many pictures of each class as there are")
+    what.add_argument("--seed", type=whole, metavar="N", help="default: 0")
+    what.add_argument("--group", type=positive, metavar="N", help="pictures a file (default: 16)")
+    run.add_argument("--out", required=True, metavar="RUN", help="the run's folder")
+    _computing(run)
+    resume = commands.add_parser("resume", help="make what is missing of a run")
+    resume.set_defaults(run=_resume)
+    _computing(resume)
+    for name, action, words in (
+        ("status", _status, "how far a run is"),
+        ("cancel", _cancel, "ask a run to stop after the pass at hand"),
+        ("report", _report, "what a run found"),
+    ):
+        command = commands.add_parser(name, help=words)
+        command.set_defaults(run=action)
+        if name == "status":
+            command.add_argument("--json", action="store_true", help="for programs")
+        command.add_argument("folder", metavar="RUN", help="the run's folder")
+    resume.add_argument("folder", metavar="RUN", help="the run's folder")
+
+
+def _computing(command: argparse.ArgumentParser) -> None:
+    how = command.add_argument_group("how it is computed")
+    how.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    how.add_argument("--batch-size", type=positive, metavar="N", help="images a pass (default: what suits the device)")
+    how.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="make the I-th of N parts, for workers side by side (from 1)"
+    )
+    how.add_argument(
+        "--accept-changes", action="store_true", help="go on although code or weights changed since the run began"
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    spec = _spec(options)
+    from salviz.runs.execution import begin
+    from salviz.runs.folder import RunFolder
+
+    folder = RunFolder(options.out)
+    begin(spec, folder, _options(options), accepts_changes=options.accept_changes)
+    _work(folder, options)
+
+
+def _resume(options: argparse.Namespace) -> None:
+    from salviz.runs.folder import RunFolder
+
+    _work(RunFolder.existing(options.folder), options)
+
+
+def _work(folder: RunFolder, options: argparse.Namespace) -> None:
+    from salviz.runs.execution import resume
+
+    folder.go_on()
+    try:
+        with Counter("Running: shard") as counter:
+            resume(
+                folder,
+                _options(options),
+                told=lambda done, total, what: counter.show(done, total, f" ({what})"),
+                accepts_changes=options.accept_changes,
+            )
+    except Cancelled:
+        print(f"Cancelled; salviz resume {folder.path} goes on.", file=sys.stderr)
+        return
+    status = folder.status()
+    print(f"{status.done} of {status.shards} shards in {folder.path}")
+
+
+def _options(options: argparse.Namespace) -> Options:
+    from salviz.runs.execution import Options
+
+    turn, slash, parts = options.shard.partition("/")
+    if not (slash and turn.isdecimal() and parts.isdecimal() and 1 <= int(turn) <= int(parts)):
+        raise RequestError(f"A part is given as --shard I/N with I from 1 to N, not {options.shard!r}.")
+    return Options(options.device, options.batch_size, (int(turn) - 1, int(parts)))
+
+
+def _spec(options: argparse.Namespace) -> Spec:
+    from salviz.runs import Spec
+
+    given = {
+        "data": options.data, "models": options.models, "methods": options.methods, "metrics": options.metrics,
+        "images": options.images, "classes": options.classes, "seed": options.seed, "group": options.group,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.spec is not None:
+        if given or options.settings or options.stratified:
+            raise RequestError("A spec says everything: give --spec, or the options, not both.")
+        try:
+            return Spec.from_text(Path(options.spec).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RequestError(f"'{options.spec}' cannot be read: check the path.") from error
+    if "data" not in given:
+        raise RequestError("Which pictures? Name them with --data, such as fashion or a folder.")
+    plain: dict[str, Any] = {"models": "tf_efficientnet_lite0", "methods": "grad_cam,gradient", "metrics": "cose"}
+    plain |= given
+    plain["models"] = list(split(plain["models"]))
+    for name in ("methods", "metrics"):
+        plain[name] = {id: {} for id in split(plain[name])}
+    if "classes" in plain:
+        plain["classes"] = [int(label) if label.isdecimal() else label for label in split(plain["classes"])]
+    plain["is_stratified"] = options.stratified
+    for text in options.settings:
+        _set(plain, text)
+    return Spec.from_dict(plain)
+
+
+def _set(plain: dict[str, Any], text: str) -> None:
+    """Put one `name.setting=value` into a spec."""
+    name, equals, value = text.partition("=")
+    owner, dot, setting = name.partition(".")
+    if not (equals and dot):
+        raise RequestError(f"A setting is given as --set name.setting=value, not {text!r}.")
+    for chosen in (plain["methods"], plain["metrics"]):
+        if owner in chosen:
+            chosen[owner][setting] = _value(owner, setting, value) if chosen is plain["metrics"] else value
+            return
+    raise RequestError(f"--set {text}: {owner!r} is neither one of the methods nor one of the metrics.")
+
+
+def _value(metric: str, setting: str, text: str) -> Any:
+    """A metric's setting in the kind of its default."""
+    from salviz.runs import measures
+
+    default = measures.get(metric).defaults.get(setting)
+    if isinstance(default, list):
+        return [] if text == "none" else list(split(text))
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text]
+        return type(default)(text) if isinstance(default, int | float) else text
+    except (ValueError, KeyError) as error:
+        raise RequestError(f"{text!r} is no value of {metric}.{setting}.") from error
+
+
+def _status(options: argparse.Namespace) -> None:
+    from salviz.runs.folder import RunFolder
+
+    folder = RunFolder.existing(options.folder)
+    status = folder.status()
+    if options.json:
+        print_json({"shards": status.shards, "done": status.done, "is_complete": status.is_complete})
+        return
+    state = "complete" if status.is_complete else "cancelled" if status.is_cancelled else "not complete"
+    print(f"{status.done} of {status.shards} shards, {len(folder.sample)} pictures: {state}")
+
+
+def _cancel(options: argparse.Namespace) -> None:
+    from salviz.runs.folder import RunFolder
+
+    RunFolder.existing(options.folder).cancel()
+
+
+def _report(options: argparse.Namespace) -> None:
+    from salviz.runs import summary
+    from salviz.runs.folder import RunFolder
+
+    print_lines(summary.lines(RunFolder.existing(options.folder)))

@@ -1,0 +1,71 @@
+"""Similarity of the maps of an image, its variants and changed models: the rows of COSE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from salviz.classifiers.classifier import Classifier
+from salviz.errors import RequestError
+from salviz.exploring import Prepared, explore_set, prepare
+from salviz.images import Picture
+from salviz.request import Request, request_for
+from salviz.runs.measures.card import Item, Rows, Settings, Work, ahead, register
+from salviz.scores import kinds
+from salviz.transforms import Variant, default_variants, draw_variants
+
+
+def _variants(how: str, seed: int, digest: str) -> tuple[Variant, ...]:
+    if how in ("default", "none"):
+        return default_variants() if how == "default" else ()
+    if how == "paper":
+        return draw_variants(seed, digest)
+    return tuple(Variant.from_token(token.strip()) for token in how.split(",") if token.strip())
+
+
+def _check_cose(settings: Settings) -> None:
+    if not _variants(settings["augmentations"], 0, "") and not settings["changes"]:
+        raise RequestError("COSE needs augmentations or changed models; there is nothing to compare with.")
+
+
+@register(
+    id="cose",
+    title="COSE",
+    description="Similarity (SSIM) of the maps of an image and of its variants: consistency, sensitivity, COSE.",
+    defaults={"augmentations": "default", "changes": ["untrained"], "data_range": "pair"},
+    check=_check_cose,
+)
+def _cose(
+    classifier: Classifier, items: Sequence[Item], methods: Mapping[str, Settings], how: Settings, work: Work
+) -> Iterator[Rows]:
+    def ready(item: Item) -> tuple[Item, Picture, list[Request], Prepared]:
+        picture = item.open()
+        variants = _variants(how["augmentations"], work.seed, picture.digest)
+        ask = partial(
+            request_for, picture, classifier, label=item.label, variants=variants, changes=how["changes"],
+            data_range=_data_range(how["data_range"]), seed=work.seed,
+        )  # fmt: skip
+        requests = [ask(method=name, parameters=dict(given)) for name, given in methods.items()]
+        return item, picture, requests, prepare(classifier, picture, requests[0].variants)
+
+    for item, picture, requests, prepared in ahead(ready, items):
+        found = explore_set(
+            classifier, picture, requests, prepared=prepared, batch_size=work.batch_size, progress=work.progress
+        )
+        rows: Rows = {}
+        for one in found:
+            predicted, settings = one.predicted.tolist(), (*one.request.variants, *one.request.changes)
+            confidence = float(one.probabilities[0, predicted[0]])
+            columns = zip(settings, kinds(one), one.ssim[1:].tolist(), predicted[1:], strict=True)
+            rows[one.request.method] = [
+                item.row(
+                    prediction=predicted[0], confidence=confidence, quantity="ssim", setting=setting, kind=kind,
+                    value=value, outcome=outcome, seconds=one.seconds / len(predicted),
+                )
+                for setting, kind, value, outcome in columns
+            ]  # fmt: skip
+        yield rows
+
+
+def _data_range(text: str) -> str | float:
+    return text if text == "pair" else float(text)

@@ -1,0 +1,83 @@
+"""`salviz run` and what follows it: the library's run, from a terminal."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from salviz.cli import main
+from salviz.cli.arguments import REFUSED
+from salviz.runs.folder import RunFolder
+from tests.runs.conftest import done, spec
+
+BASIC = ["run", "--data", "fashion", "--models", "fashion_cnn", "--images", "4"]
+
+
+def test_options_and_a_spec_make_the_runs_of_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = spec(methods={"grad_cam": {"layer": "stem.0"}, "gradient": {}}, images=5, seed=2, is_stratified=True)
+    expected = done(tmp_path / "library", asked).digest()
+    command = [
+        "run", "--data", "fashion", "--models", "fashion_cnn", "--methods", "grad_cam,gradient", "--images", "5",
+        "--seed", "2", "--stratified", "--group", "4", "--set", "grad_cam.layer=stem.0",
+        "--set", "cose.augmentations=rotate:+30,flip_lr,blur", "--out", str(tmp_path / "options"),
+    ]  # fmt: skip
+    assert main(command) == 0
+    assert RunFolder(tmp_path / "options").digest() == expected
+    assert RunFolder(tmp_path / "options").spec == asked
+    (tmp_path / "spec.json").write_text(json.dumps(asked.as_dict()))
+    assert main(["run", "--spec", str(tmp_path / "spec.json"), "--out", str(tmp_path / "file")]) == 0
+    assert RunFolder(tmp_path / "file").digest() == expected
+    capsys.readouterr()
+    assert main(["status", str(tmp_path / "file"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"shards": 4, "done": 4, "is_complete": True}
+    assert main(["report", str(tmp_path / "file")]) == 0
+    assert "fashion_cnn, grad_cam" in capsys.readouterr().out
+
+
+def test_parts_are_made_by_workers_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert main([*BASIC, "--group", "2", "--shard", "2/2", "--out", out]) == 0
+    assert "2 of 4 shards" in capsys.readouterr().out
+    assert main(["status", out]) == 0
+    assert "2 of 4 shards, 4 pictures: not complete" in capsys.readouterr().out
+    assert main(["resume", out, "--shard", "1/2"]) == 0
+    assert main(["status", out]) == 0
+    assert "4 of 4 shards, 4 pictures: complete" in capsys.readouterr().out
+
+
+def test_a_cancelled_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert main([*BASIC, "--out", out]) == 0
+    assert main(["cancel", out]) == 0
+    RunFolder(out).file(RunFolder(out).plan[0]).unlink()
+    assert main(["status", out]) == 0
+    assert "cancelled" in capsys.readouterr().out
+    assert main(["resume", out]) == 0
+    assert RunFolder(out).status().is_complete
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["run", "--out", "x"], "Which pictures?"),
+        ([*BASIC, "--spec", "a.json", "--out", "x"], "give --spec, or the options, not both"),
+        (["run", "--spec", "nowhere.json", "--out", "x"], "cannot be read"),
+        ([*BASIC, "--set", "cose=1", "--out", "x"], "--set name.setting=value"),
+        ([*BASIC, "--set", "rise.masks=1", "--out", "x"], "neither one of the methods nor one of the metrics"),
+        ([*BASIC, "--metrics", "randomisation", "--set", "randomisation.draws=two", "--out", "x"], "is no value of"),
+        ([*BASIC, "--shard", "3/2", "--out", "x"], "--shard I/N"),
+        ([*BASIC, "--methods", "grad_kam", "--out", "x"], "grad_kam"),
+        (["run", "--data", "nowhere", "--out", "x"], "There is no image set"),
+        (["status", "nowhere"], "There is no run"),
+        (["cancel", "nowhere"], "There is no run"),
+    ],
+)
+def test_what_cannot_be_done_costs_a_sentence(
+    command: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == REFUSED
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
