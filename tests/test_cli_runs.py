@@ -36,7 +36,9 @@ def test_options_and_a_spec_make_the_runs_of_the_library(tmp_path: Path, capsys:
 
 def test_parts_are_made_by_workers_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
-    assert main([*BASIC, "--group", "2", "--shard", "2/2", "--out", out]) == 0
+    assert main([*BASIC, "--group", "2", "--prepare", "--out", out]) == 0
+    assert "4 shards of 4 pictures to make" in capsys.readouterr().out
+    assert main(["resume", out, "--shard", "2/2"]) == 0
     assert "2 of 4 shards" in capsys.readouterr().out
     assert main(["status", out]) == 0
     assert "2 of 4 shards, 4 pictures: not complete" in capsys.readouterr().out

@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     what.add_argument("--seed", type=whole, metavar="N", help="default: 0")
     what.add_argument("--group", type=positive, metavar="N", help="pictures a file (default: 16)")
     run.add_argument("--out", required=True, metavar="RUN", help="the run's folder")
+    run.add_argument("--prepare", action="store_true", help="write the plan and stop: workers then resume the run")
     _computing(run)
     resume = commands.add_parser("resume", help="make what is missing of a run")
     resume.set_defaults(run=_resume)
@@ -76,7 +77,10 @@ def _run(options: argparse.Namespace) -> None:
 
     folder = RunFolder(options.out)
     begin(spec, folder, _options(options), accepts_changes=options.accept_changes)
-    _work(folder, options)
+    if options.prepare:
+        print(f"{len(folder.plan)} shards of {len(folder.sample)} pictures to make in {folder.path}")
+    else:
+        _work(folder, options)
 
 
 def _resume(options: argparse.Namespace) -> None:

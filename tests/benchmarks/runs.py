@@ -1,0 +1,184 @@
+"""What a run over a data set costs beside its model passes, how it grows, and what killing it does.
+
+`python -m tests.benchmarks.runs --photos FOLDER` prints Markdown tables. Whatever is compared takes turns in one run.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from salviz import load
+from salviz.datasets import open_set, sample
+from salviz.runs import Spec
+from salviz.runs.execution import Options, begin, resume
+from salviz.runs.folder import RunFolder
+from salviz.targets import ClassTarget
+from salviz.transforms import draw_variants
+from salviz.work import fitting
+from tests.benchmarks.timing import Ratio, compare, conditions, measure, table
+from tests.readme import put_into
+
+MODEL = "tf_efficientnet_lite0"
+PAPER = {"cose": {"augmentations": "paper", "changes": []}}
+
+
+def end_to_end(photos: Path, images: int, repeat: int) -> Ratio:
+    """COSE with the paper's 48 augmentations for two methods, beside the passes these take."""
+    spec = Spec(str(photos), (MODEL,), {"grad_cam": {}, "gradient": {}}, PAPER, images=images, group=8)
+    classifier = load(MODEL)
+    pictures = open_set(str(photos))
+    shown = [pictures.open(place) for place in sample(pictures.entries, images, seed=spec.seed)]
+    rows = 1 + len(draw_variants(spec.seed, shown[0].digest))
+    frame = torch.stack([classifier.preprocessing.frame(shown[place % images].image) for place in range(rows)])
+    x = classifier.preprocessing.normalise(frame.to(classifier.device))
+    target = ClassTarget(classifier.predict(x).argmax(dim=1))
+    size = fitting(x.device)
+
+    def passes() -> None:
+        """Of every picture: one forward for Grad-CAM, one that is differentiated down to the input for the gradient."""
+        for _ in range(images):
+            for start in range(0, rows, size):
+                rows_ = slice(start, min(start + size, rows))
+                with torch.no_grad():
+                    classifier.forward(x[rows_])
+                leaf = x[rows_].detach().requires_grad_(True)
+                torch.autograd.grad(target.part(rows_).score(classifier.forward(leaf)).sum(), leaf)
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as place:
+            folder = RunFolder(place)
+            begin(spec, folder)
+            resume(folder)
+
+    seconds = measure({"run": run, "passes": passes}, repeat)
+    titles = (
+        f"The run: {images} photographs, {rows - 1} augmentations, Grad-CAM and gradient",
+        "the model's passes alone",
+    )
+    return compare(seconds, "run", "passes", titles, 1.25)
+
+
+def _spec(images: int, **fields: object) -> Spec:
+    return Spec("fashion", ("fashion_cnn",), {"grad_cam": {}, "gradient": {}}, images=images, **fields)
+
+
+def _command(place: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "salviz", "resume", str(place), *options]
+
+
+_WATCHED = """
+import resource, sys
+from salviz.cli import main
+main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def growth(folder: Path, counts: tuple[int, int, int]) -> list[str]:
+    """Seconds and memory of workers that make runs of three sizes; a straight line goes through the outer two."""
+    seconds, memory = [], []
+    for count in counts:
+        place = folder / f"{count}"
+        begin(_spec(count), RunFolder(place))
+        started = time.perf_counter()
+        found = subprocess.run(
+            [sys.executable, "-c", _WATCHED, "resume", str(place)], check=True, capture_output=True, text=True
+        )
+        seconds.append(time.perf_counter() - started)
+        memory.append(int(found.stdout.split()[-1]) / 1024)
+    slope = (seconds[2] - seconds[0]) / (counts[2] - counts[0])
+    expected = seconds[0] + slope * (counts[1] - counts[0])
+    lines = ["| Pictures | seconds | straight line | largest memory |", "|---:|---:|---:|---:|"]
+    straight = (seconds[0], expected, seconds[2])
+    for count, spent, line, megabytes in zip(counts, seconds, straight, memory, strict=True):
+        lines.append(f"| {count} | {spent:.1f} | {line:.1f} | {megabytes:.0f} MB |")
+    return lines
+
+
+def side_by_side(folder: Path, images: int, repeat: int) -> Ratio:
+    """Two workers of one thread each beside one worker of two."""
+    names = (folder / f"side{number}" for number in range(10_000))
+
+    def work(*parts: str) -> Callable[[], None]:
+        def run() -> None:
+            place = next(names)
+            begin(_spec(images), RunFolder(place))
+            threads = str(2 // len(parts))
+            environment = {**os.environ, "OMP_NUM_THREADS": threads}
+            workers = [
+                subprocess.Popen(_command(place, "--shard", part), env=environment, stdout=subprocess.DEVNULL)
+                for part in parts
+            ]
+            assert [worker.wait() for worker in workers] == [0] * len(parts)
+            assert RunFolder(place).status().is_complete
+
+        return run
+
+    seconds = measure({"two": work("1/2", "2/2"), "one": work("1/1")}, repeat)
+    titles = (f"Two workers on {images} pictures, start included", "one worker with both cores")
+    return compare(seconds, "two", "one", titles, 1.0)
+
+
+def crashes(folder: Path, times: int) -> str:
+    """Kill a run at random moments until it has been killed often enough, then let it end."""
+    spec = _spec(128, group=4)
+    whole, killed = RunFolder(folder / "whole"), RunFolder(folder / "killed")
+    for run in (whole, killed):
+        begin(spec, run)
+    resume(whole)
+    chance = random.Random(0)  # noqa: S311 - moments, not secrets
+    done = []
+    for _ in range(times):
+        process = subprocess.Popen(_command(killed.path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(2.0, 6.5))
+        process.kill()
+        process.wait()
+        done.append(killed.status().done)
+    left = killed.status()
+    resume(killed, Options())
+    same = "identical rows" if whole.digest() == killed.digest() else "OTHER ROWS"
+    return (
+        f"Killed {times} times at random moments ({done[0]} of {left.shards} shards were there after the first time, "
+        f"{left.done} after the last), then resumed: {same}, digest {killed.digest()}; undisturbed {whole.digest()}."
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs")
+    parser.add_argument("--images", type=int, default=64, help="photographs of the first part (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=3, help="counted repetitions (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--markdown-into", type=Path, metavar="FILE", help="put the tables between the file's marks")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        found = [end_to_end(options.photos, options.images, options.repeat)]
+        found.append(side_by_side(folder, 256, options.repeat))
+        parts = [
+            "\n".join(table(found)),
+            f"{conditions(options.repeat).capitalize()}.",
+            "\n".join(growth(folder, (8, 64, 512))),
+            crashes(folder, options.kills),
+        ]
+    finally:
+        shutil.rmtree(folder)
+    text = "\n\n".join(parts)
+    print(text)
+    if options.markdown_into:
+        put_into(options.markdown_into, "benchmark:runs", text)
+
+
+if __name__ == "__main__":
+    main()
