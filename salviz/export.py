@@ -26,7 +26,7 @@ from salviz.images import Picture
 from salviz.metrics import Score
 from salviz.metrics.cose import CoseResult, Split
 from salviz.overlay import png
-from salviz.plain import digits, json_text, plain_number, write_files
+from salviz.plain import digits, json_text, packed, plain_number, write_files
 from salviz.render import Display
 from salviz.scores import DRAWS, kinds, scores
 
@@ -191,10 +191,7 @@ def archive(exploration: Exploration, classifier: Classifier, picture: Picture) 
         "map_on_photograph": render.on_photograph(exploration, picture.size, is_signed=False),
         "manifest": np.array(json_text(manifest(exploration, classifier, picture))),
     }
-    buffer = io.BytesIO()
-    # numpy stamps the members with a fixed date, so the bytes depend on the arrays alone.
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
+    return packed(arrays)
 
 
 def overlay_png(

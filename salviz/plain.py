@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from salviz.errors import RequestError
 
@@ -25,6 +29,14 @@ def digits(value: float) -> str:
 def json_text(content: Mapping[str, Any], *, indent: int | None = None) -> str:
     """JSON of plain types, names as they are written."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def packed(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays as a compressed `.npz`, to be read with `allow_pickle=False`; equal arrays give equal bytes."""
+    buffer = io.BytesIO()
+    # numpy stamps the members with a fixed date, so the bytes depend on the arrays alone.
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
 
 
 def write_files(folder: Path | str, contents: Mapping[str, bytes]) -> list[Path]:

@@ -19,6 +19,7 @@ from salviz.classifiers.randomising import Randomisation
 from salviz.cli import main
 from salviz.datasets import arrays
 from salviz.datasets.arrays import LabelledImages
+from salviz.engine import explain
 from salviz.images import open_path
 from salviz.images.fashion import FASHION
 from salviz.sanity import Check, check_randomisation, report
@@ -83,6 +84,15 @@ def test_files_hold_the_librarys_numbers(
         assert strips.height > 112 * len(found.methods)
         assert strips.width > 112 * (1 + len(found.stages))
     written = json.loads((out / "manifest.json").read_text())
+    with np.load(out / "maps.npz") as maps:
+        assert set(maps) == {*found.methods, "stages", "frame", "manifest"}
+        assert maps["stages"].tolist() == ["trained", *found.stages]
+        assert json.loads(str(maps["manifest"])) == written
+        assert maps["gradient"].shape == (4, *maps["frame"].shape[1:])
+        x = small.preprocessing.normalise(torch.from_numpy(maps["frame"])[None])
+        digest = [open_path(folder / "12.png").digest]
+        raw = explain(small, x, method="gradient", digests=digest).maps[0].sum(dim=0).numpy()
+        np.testing.assert_allclose(maps["gradient"][0], raw, atol=1e-3 * np.abs(raw).max())
     assert written["stages"] == list(found.stages)
     first = found.curve("gradient", "cosine").stages[0]
     assert written["curves"]["cosine"]["gradient"]["stages"][0]["value"] == pytest.approx(first.value)

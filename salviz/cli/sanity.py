@@ -89,7 +89,7 @@ def add(commands: Any) -> None:
     )
     computing(sanity)
     shown = sanity.add_argument_group("what is written")
-    shown.add_argument("--out", metavar="DIR", help="folder for scores.csv, manifest.json and strips.png")
+    shown.add_argument("--out", metavar="DIR", help="folder for scores.csv, manifest.json, strips.png and maps.npz")
     shown.add_argument("--json", action="store_true", help="print the manifest instead of a summary")
 
 
@@ -114,7 +114,8 @@ def _sanity(options: argparse.Namespace) -> None:
             progress=counter.show,
             twin=twin,
         )
-    written = report.manifest(found, classifier, [(shown.name, shown.digest) for shown in pictures])
+    named = [(shown.name, shown.digest) for shown in pictures]
+    written = report.manifest(found, classifier, named)
     if options.out is not None:
         table = report.scores_csv(found, [shown.name for shown in pictures])
         write_files(
@@ -123,6 +124,7 @@ def _sanity(options: argparse.Namespace) -> None:
                 "scores.csv": table.encode(),
                 "manifest.json": (json_text(written, indent=2) + "\n").encode(),
                 "strips.png": _strips(found),
+                "maps.npz": report.archive(found, classifier, named),
             },
         )
     if options.json:
@@ -130,7 +132,7 @@ def _sanity(options: argparse.Namespace) -> None:
         return
     print_lines(report.lines(found, classifier, len(pictures)))
     if options.out is not None:
-        print(f"Wrote scores.csv, manifest.json, strips.png to {options.out}")
+        print(f"Wrote scores.csv, manifest.json, strips.png, maps.npz to {options.out}")
 
 
 def _strips(found: Checked) -> bytes:

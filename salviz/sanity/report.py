@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from salviz import __version__, methods
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.randomising import EVERYTHING, Randomisation
+from salviz.errors import RequestError
 from salviz.metrics import Score
 from salviz.metrics.randomisation import CALIBRATION, verdict
-from salviz.plain import digits, plain_number
+from salviz.plain import digits, json_text, packed, plain_number
 from salviz.sanity.checks import Check, Checked
 from salviz.sanity.interventions import Intervention, OtherClass, Twin, is_cumulative
 from salviz.similarity.measures import find_measure
@@ -181,6 +182,34 @@ def manifest(found: Checked, classifier: Classifier, images: Sequence[tuple[str,
         },
         "verdicts": {measure: verdicts(found, measure) for measure in check.measures},
     }
+
+
+def archive(found: Checked, classifier: Classifier, images: Sequence[tuple[str, str]]) -> bytes:
+    """The maps of the film strips and the manifest as a compressed `.npz`.
+
+    Args:
+        found: With a strip.
+        classifier: Whose net was randomised.
+        images: Name and content digest of each picture; the strip is of the first.
+
+    Returns:
+        A file with, by method id, `(1 + S, h, w)` float32 signed maps at native resolution, channels summed, the
+        trained net's first, in the method's own values up to half precision's digits; `stages`, their names; `frame`
+        (`(3, H, W)` uint8); and `manifest` (JSON text).
+
+    Raises:
+        RequestError: No strip was kept.
+    """
+    if found.strip is None:
+        raise RequestError("No maps were kept of this test; ask for its film strips.")
+    arrays: dict[str, NDArray[Any]] = {
+        method: np.stack([found.strip.map(method, place, is_signed=True) for place in range(len(found.strip.top))])
+        for method in found.methods
+    }
+    arrays["stages"] = np.array(found.strip.places[: len(found.strip.top)])
+    arrays["frame"] = found.strip.frame.numpy()
+    arrays["manifest"] = np.array(json_text(manifest(found, classifier, images)))
+    return packed(arrays)
 
 
 def _curve(found: Checked, method: str, measure: str) -> dict[str, Any]:

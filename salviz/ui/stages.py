@@ -13,7 +13,7 @@ from salviz.ui import display, drawn, follow, panels, state
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from salviz.images import Picture
     from salviz.render import Display
@@ -216,6 +216,7 @@ def table(view: View) -> None:
     """All numbers, and the files."""
     from salviz.classifiers.randomising import Randomisation
     from salviz.metrics.randomisation import mean
+    from salviz.plain import json_text
     from salviz.sanity import report
 
     found = view.found
@@ -242,44 +243,31 @@ def table(view: View) -> None:
         pictures = view.chosen.pictures
         name = pictures[0].name or "picture"
         with st.container(horizontal=True):
-            st.download_button(
-                "All similarities (CSV)",
-                lambda: report.scores_csv(found, [picture.name for picture in pictures]).encode(),
-                f"{_file(name)}-sanity.csv",
-                on_click="ignore",
-                type="tertiary",
-                key="download.csv",
-            )
-            st.download_button(
-                "Film strips (PNG)",
-                # Read now: whoever fetches a file has no session.
-                partial(_sheet, found.strip, titles, {method: display.chosen(_card(method)) for method in titles}),
-                f"{_file(name)}-sanity.png",
-                on_click="ignore",
-                type="tertiary",
-                key="download.png",
-            )
-            st.download_button(
-                "Manifest (JSON)",
-                lambda: _manifest(view).encode(),
-                f"{_file(name)}-sanity.json",
-                on_click="ignore",
-                type="tertiary",
-                key="download.json",
-            )
+            # Read now: whoever fetches a file has no session.
+            choices = {method: display.chosen(_card(method)) for method in titles}
+            classifier, images = view.pick.loaded.classifier, [(picture.name, picture.digest) for picture in pictures]
+            names = [one for one, _ in images]
+            files: dict[str, tuple[str, Callable[[], bytes]]] = {
+                "csv": (
+                    "All similarities (CSV)",
+                    lambda: report.scores_csv(found, [one for one, _ in images]).encode(),
+                ),
+                "png": ("Film strips (PNG)", partial(_sheet, found.strip, titles, choices)),
+                "npz": ("Maps (NPZ)", lambda: report.archive(found, classifier, images)),
+                "json": (
+                    "Manifest (JSON)",
+                    lambda: json_text(report.manifest(found, classifier, images), indent=2).encode(),
+                ),
+            }
+            for ending, (title, content) in files.items():
+                st.download_button(
+                    title, content, f"{_file(name)}-sanity.{ending}", on_click="ignore", type="tertiary",
+                    key=f"download.{ending}",
+                )  # fmt: skip
 
 
 def _file(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.casefold()).strip("-") or "picture"
-
-
-def _manifest(view: View) -> str:
-    from salviz.plain import json_text
-    from salviz.sanity import report
-
-    assert view.found is not None  # noqa: S101 - the page asked
-    images = [(picture.name, picture.digest) for picture in view.chosen.pictures]
-    return json_text(report.manifest(view.found, view.pick.loaded.classifier, images), indent=2)
 
 
 def _sheet(strip: Strip, titles: Mapping[str, str], choices: Mapping[str, Display]) -> bytes:
