@@ -250,7 +250,7 @@ def table(view: View) -> None:
             files: dict[str, tuple[str, Callable[[], bytes]]] = {
                 "csv": (
                     "All similarities (CSV)",
-                    lambda: report.scores_csv(found, [one for one, _ in images]).encode(),
+                    lambda: report.scores_csv(found, names).encode(),
                 ),
                 "png": ("Film strips (PNG)", partial(_sheet, found.strip, titles, choices)),
                 "npz": ("Maps (NPZ)", lambda: report.archive(found, classifier, images)),
