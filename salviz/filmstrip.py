@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -84,7 +86,8 @@ def sheet(strip: Strip, titles: Mapping[str, str], places: Sequence[int], choice
     """
     width, line = 112, 22
     rows = [row(strip, method, places, choices[method], width=width, background=255) for method in titles]
-    font = ImageFont.load_default(13)
+    # Pillow's own font has no multiplication sign.
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 12)
     left = 12 + max(round(font.getlength(title)) for title in titles.values())
     canvas = Image.new("RGB", (left + rows[0].shape[1], line + sum(part.shape[0] + _GAP for part in rows)), "white")
     draw = ImageDraw.Draw(canvas)

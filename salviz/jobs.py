@@ -24,6 +24,9 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 LEASE_SECONDS = 180.0
 """A watcher that has not looked for this long has gone; browsers slow hidden tabs to one look a minute."""
 
+GRACE_SECONDS = 10.0
+"""A closed tab's work goes on for so long, for the tab that a reload opens."""
+
 
 @dataclass(eq=False)
 class Job:
@@ -98,6 +101,12 @@ class Job:
             self._watchers.pop(watcher, None)
             if not self._watchers:
                 self._cancelled.set()
+
+    def linger(self, watcher: str) -> None:
+        """A watcher has gone who may come back at once, as a reload does: it counts for `GRACE_SECONDS` more."""
+        with self._guard:
+            if watcher in self._watchers:
+                self._watchers[watcher] = time.monotonic() - LEASE_SECONDS + GRACE_SECONDS
 
 
 Task = Callable[[Job], Any]

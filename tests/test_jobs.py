@@ -203,3 +203,26 @@ def test_what_a_stopped_job_had_found_stays_until_its_successor_has_found_more(r
 def test_nothing_is_known_of_what_nobody_asked_for(runner: JobRunner) -> None:
     assert runner.peek("a") is None
     assert not runner.is_done("a")
+
+
+def test_a_tab_that_is_loaded_anew_finds_its_work(runner: JobRunner) -> None:
+    task = Gate()
+    job = runner.submit("a", task, watcher="before")
+    assert task.started.wait(SECONDS)
+    job.linger("before")
+    job.tick(1, 4)
+    assert runner.submit("a", task, watcher="after") is job
+    task.go.set()
+    assert job.finished.wait(SECONDS)
+    assert (job.state, task.runs) == ("done", 1)
+
+
+def test_a_closed_tab_s_work_ends_when_nobody_comes_back(runner: JobRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "GRACE_SECONDS", -1.0)
+    task = Gate()
+    job = runner.submit("a", task, watcher="before")
+    assert task.started.wait(SECONDS)
+    job.linger("before")
+    task.go.set()
+    assert job.finished.wait(SECONDS)
+    assert job.state == "cancelled"

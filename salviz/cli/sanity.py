@@ -104,7 +104,7 @@ def _sanity(options: argparse.Namespace) -> None:
         copies=options.copies, noise=options.noise, seed=options.seed,
     )  # fmt: skip
     classifier = load_classifier(options)
-    with Counter("Randomising: pass") as counter:
+    with Counter("Randomising: step") as counter:
         found = check_pictures(
             classifier,
             pictures,

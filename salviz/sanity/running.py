@@ -28,6 +28,9 @@ from salviz.work import Progress, Work, silent
 AT_ONCE = 64
 """Images whose maps of the trained net are kept at a time."""
 
+COMPARING = 0.25
+"""A comparison of two maps under one measure in steps of progress; a pass of an image is one."""
+
 Publish = Callable[[Checked], None]
 
 
@@ -51,7 +54,7 @@ def check_randomisation(
         check: What is asked.
         digests: Content digest of every image: it seeds the image's random numbers.
         batch_size: Images in one model pass at the most; None for what suits the device.
-        progress: Called with (done, total) image passes; may raise `Cancelled`.
+        progress: Called with (done, total) steps, about one a pass of an image; may raise `Cancelled`.
         publish: Called with what is known after every net; its arrays are filled in place.
         frame: `(3, H, W)` uint8, the first image as the model sees it: then its maps are kept as a film strip.
         twin: The classifier that `check.how` names, where it is a `Twin`.
@@ -85,7 +88,7 @@ def check_randomisation(
     )  # fmt: skip
     # A net is made for each part of the images: with few images there is one part.
     parts = [slice(start, min(start + AT_ONCE, len(x))) for start in range(0, len(x), AT_ONCE)]
-    counter = _Counter(progress, _passes(classifier, check, len(x), len(names)))
+    counter = _Counter(progress, _steps(classifier, check, len(x), len(names)))
     strip = None if frame is None else Strip(frame.cpu(), ("trained", *names))
     found = replace(found, strip=strip, refused=refused)
     for part in parts:
@@ -143,13 +146,25 @@ def _refused(check: Check, nets: Sequence[Classifier]) -> dict[str, str]:
     return found
 
 
-def _passes(classifier: Classifier, check: Check, count: int, stages: int) -> int:
-    """Image passes of a whole test: the trained net's maps twice where they are sampled, and every net's."""
+def _steps(classifier: Classifier, check: Check, count: int, stages: int) -> int:
+    """Steps of a whole test: the trained net's maps twice where they are sampled, every net's, and comparisons."""
     size = classifier.preprocessing.input_size
     once = passes(check.rows, size)
     sampled = _sampled(check.methods)
     again = passes(sampled, size) if sampled else 0.0
-    return round(count * check.copies * (once * (1 + check.draws * stages) + again))
+    explained = count * check.copies * (once * (1 + check.draws * stages) + again)
+    return round(explained + COMPARING * comparisons(check, count, stages))
+
+
+def comparisons(check: Check, count: int, stages: int) -> int:
+    """How many pairs of maps a test compares, each under one measure.
+
+    Args:
+        check: What is asked.
+        count: Images.
+        stages: Nets of a draw.
+    """
+    return count * len(check.rows) * len(check.measures) * (1 + check.draws * stages)
 
 
 def _sampled(rows: Mapping[str, Settings | None]) -> dict[str, Settings | None]:
@@ -162,17 +177,22 @@ class _Counter:
 
     def __init__(self, progress: Progress, total: int) -> None:
         self.progress, self.total = progress, total
-        self.before = self.now = 0
+        self.before, self.now = 0.0, 0
 
     def __call__(self, done: int, total: int) -> None:
         """Progress of the call that runs."""
         self.now = done
-        self.progress(min(self.before + done, self.total), self.total)
+        self.progress(min(round(self.before) + done, self.total), self.total)
 
     def next(self) -> None:
         """The call is over."""
         self.before += self.now
         self.now = 0
+
+    def compared(self, pairs: int) -> None:
+        """So many pairs of maps were compared."""
+        self.before += COMPARING * pairs
+        self(0, 0)
 
 
 class _Trained:
@@ -286,10 +306,13 @@ class _Trained:
 
     def _scores(self, others: Mapping[str, Tensor]) -> NDArray[np.float32]:
         """`(M, Q, N)`."""
-        rows = [
-            torch.stack([measure(own, others[name], valid=self.valid) for measure in self.measures])
-            for name, own in self.maps.items()
-        ]
+        rows = []
+        for name, own in self.maps.items():
+            columns = []
+            for measure in self.measures:
+                columns.append(measure(own, others[name], valid=self.valid))
+                self.counter.compared(len(own))
+            rows.append(torch.stack(columns))
         found: NDArray[np.float32] = torch.stack(rows).cpu().numpy()
         return found
 

@@ -48,20 +48,20 @@ def twin() -> None:
     """The choice of the net that learnt other labels."""
     model = st.session_state["model"]
     titles = {card.id: card.title for card in SHIPPED.values() if card.id != model}
-    chosen = sidebar.id_of(st.session_state["twin"], titles)
-    before = st.session_state.get("_twin_of", model)
+    chosen = sidebar.id_of(st.session_state["other"], titles)
+    before = st.session_state.get("_other_of", model)
     # Another model has another twin; one that a person or a link named stays.
     if not chosen or (before != model and chosen == TWINS.get(before)):
         chosen = TWINS.get(model, "")
-    st.session_state.update(twin=chosen, _twin_of=model)
+    st.session_state.update(other=chosen, _other_of=model)
     options = list(titles)
-    if st.session_state["twin"] not in options:
-        options.insert(0, st.session_state["twin"])
+    if st.session_state["other"] not in options:
+        options.insert(0, st.session_state["other"])
     st.selectbox(
         "Net that learnt other labels",
         options,
         format_func=lambda key: titles.get(key, key) or "Choose one",
-        key="twin",
+        key="other",
         persist_state="session",
         accept_new_options=True,
         help="Any model's id: one that differs from the picked model in the labels of its training alone.",
@@ -70,7 +70,7 @@ def twin() -> None:
 
 def load_twin(pick: Pick, problems: list[str]) -> Any:
     """The classifier of the choice, or None and one sentence more, with a way on."""
-    chosen = st.session_state["twin"]
+    chosen = st.session_state["other"]
     if chosen:
         loaded = sidebar.load(chosen, problems)
         return None if loaded is None else loaded.classifier
@@ -78,12 +78,13 @@ def load_twin(pick: Pick, problems: list[str]) -> Any:
         f"Which net learnt other labels than {pick.loaded.classifier.title}? Choose it above, or see "
         "the pair that comes with Salviz."
     )
-    model = next(iter(TWINS))
+    kind = getattr(SHIPPED.get(st.session_state["model"]), "family", None)
+    model = next((one for one in TWINS if SHIPPED[one].family == kind), next(iter(TWINS)))
     st.button(
         "Use the pair that comes with Salviz",
         type="primary",
         key="use_pair",
-        on_click=lambda: st.session_state.update(model=model, twin=TWINS[model], image="fashion:0", pictures="many"),
+        on_click=lambda: st.session_state.update(model=model, other=TWINS[model], image="fashion:0", pictures="many"),
     )
     return None
 

@@ -157,7 +157,7 @@ def status(view: View) -> None:
                 st.caption("Nothing is chosen. Choose at least one method above.")
             return
         if followed.state == "running":
-            follow.progress(SLOT, followed, "Randomising")
+            follow.progress(SLOT, followed, "Randomising", unit="steps")
             return
         if followed.state != "done":
             cost = f"This will take about {follow.duration(followed.seconds)}; results come stage by stage."

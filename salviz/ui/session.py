@@ -175,9 +175,9 @@ class Visit:
         job.look(self.name)
 
     def leave_all(self) -> None:
-        """The tab was closed: nobody here waits any more."""
+        """The tab was closed or is loaded anew: nobody here waits any more."""
         for job in self.jobs.values():
-            job.leave(self.name)
+            job.linger(self.name)
 
 
 def _end(visit: Visit) -> None:

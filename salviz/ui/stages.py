@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _MOST = 8
 """Nets in a strip: more would be too small to see."""
 _THUMB = 96
+_COMPARING_SECONDS = 2.5e-7
+"""A pixel's share of a comparison of two maps, on a CPU: comparing many pictures may cost more than explaining them."""
 _FEW, _WIDE = 4, 150
 """Strips of so many nets at the most stand in this many pixels a map, and longer ones across the column."""
 
@@ -34,12 +36,15 @@ def task(check: Check, pick: Pick, pictures: Sequence[Picture], twin: Any) -> fo
     from salviz.plain import json_text
     from salviz.sanity import stage_names
     from salviz.sanity.report import described
+    from salviz.sanity.running import comparisons
 
     loaded = pick.loaded
     classifier = loaded.classifier
     nets = len(stage_names(classifier, check.how))
     once = passes(check.rows, classifier.preprocessing.input_size) * (1 + nets * check.draws)
-    seconds = float(once * check.copies * len(pictures) * loaded.seconds_per_pass)
+    height, width = classifier.preprocessing.input_size
+    compared = comparisons(check, len(pictures), nets) * height * width * _COMPARING_SECONDS
+    seconds = float(once * check.copies * len(pictures) * loaded.seconds_per_pass) + compared
 
     def run(job: Any) -> Any:
         from salviz.sanity import check_pictures
@@ -80,7 +85,8 @@ def strips(view: View) -> None:
         st.subheader("Film strips", anchor=False, width="stretch")
         display.controls(None)
     names = [found.strip.places[place] for place in places]
-    st.caption("Each map on its own scale, from left to right: " + ", ".join(f"{name}" for name in names) + ".")
+    some = "" if len(places) == len(found.strip.places) else f" ({len(places)} of {len(found.strip.places)} nets)"
+    st.caption(f"Each map on its own scale, from left to right{some}: {', '.join(names)}.")
     measure = _measure()
     told = _verdicts(view, measure)
     for method, title in view.titles().items():
@@ -118,6 +124,7 @@ def _verdicts(view: View, measure: str) -> dict[str, list[str]]:
 def curves(view: View) -> None:
     """Similarity along the stages, with the calibration lines."""
     from salviz import figures, methods
+    from salviz.sanity import OtherClass
     from salviz.similarity.measures import MEASURES
 
     found = view.found
@@ -147,9 +154,10 @@ def curves(view: View) -> None:
         alt=f"{MEASURES[measure].title} along the stages; at the last one "
         + ", ".join(f"{view.titles()[method]} {value}" for method, value in last.items()),
     )
+    what = "class that is asked for" if isinstance(found.check.how, OtherClass) else "net"
     st.caption(
-        "A method that explains the net lets its maps change with the net. The dashed line is a map of the picture's "
-        "edges, which never moves; the dotted one a random map, drawn anew for each net."
+        f"A method that explains the net lets its maps change with the {what}. A map of the picture's edges never "
+        "moves; a random map is drawn anew each time. Both stand in grey."
     )
     state.write_url()
 
@@ -165,7 +173,7 @@ def _instead(view: View, stage: str) -> str:
 @st.fragment
 def slider(view: View) -> None:
     """One stage in full: its map over the picture, and what the net predicts."""
-    from salviz.sanity import is_cumulative
+    from salviz.sanity import OtherClass, is_cumulative
 
     found, picked = view.found, view.pick
     assert found is not None and found.strip is not None and picked.loaded is not None  # noqa: S101, PT018
@@ -203,12 +211,13 @@ def slider(view: View) -> None:
             st.progress(min(1.0, probability), text=f"{panels.plain(labels.short(index))}  {probability:.2f}")
         if place:
             measure = _measure()
-            score = found.curve(method, measure).stages[place - 1]
-            spread = float(found.spread[0, place - 1, 0])
-            st.caption(
-                f"Similarity with the trained net's map {panels.number(score.value)}. The logits spread "
-                f"{spread:.2g} times as wide as the trained net's."
-            )
+            # Of the picture that is shown, whatever the others say.
+            where = found.methods.index(method), found.check.measures.index(measure), 0, place - 1, 0
+            told = f"Similarity with the trained net's map {panels.number(float(found.scores[where]))}."
+            if not isinstance(found.check.how, OtherClass):
+                spread = float(found.spread[0, place - 1, 0])
+                told += f" The logits spread {spread:.2g} times as wide as the trained net's."
+            st.caption(told)
     state.write_url()
 
 

@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from salviz import load
 from salviz.classifiers.stages import find_stages
-from salviz.ui import follow, session
+from salviz.ui import follow, session, state
 from tests.pages.conftest import ROOT, TIMEOUT
 
 Open = Callable[..., AppTest]
@@ -124,14 +124,14 @@ def test_unknown_similarity_and_stage_fall_back(sanity: Open) -> None:
 
 
 def test_a_net_with_other_labels_stands_in_the_trained_ones_place(sanity: Open, tiny_twin: str) -> None:
-    app = sanity(checked="gradient", test="labels", twin=tiny_twin)
+    app = sanity(checked="gradient", test="labels", other=tiny_twin)
     assert not app.exception
     told = texts(app)
     assert "Beside Tiny, other labels, one picture" in told
     assert "**Gradient**: moves with Tiny, other labels" in told
     assert list(app.main.dataframe[0].value["Stage"]) == ["Tiny, other labels"]
     assert "Efficient MPRT" not in told
-    assert app.query_params["twin"] == tiny_twin
+    assert app.query_params["other"] == tiny_twin
 
 
 def test_without_a_twin_the_page_offers_the_pair_that_comes_with_salviz(sanity: Open) -> None:
@@ -146,26 +146,41 @@ def test_without_a_twin_the_page_offers_the_pair_that_comes_with_salviz(sanity: 
     assert app.query_params["image"] == "fashion:0"
 
 
+def test_pages_keep_their_choices_apart(visit: Callable[..., AppTest]) -> None:
+    """From Explore to the checks, to another test, and back: no field of one page is a field of another."""
+    assert len({field.key for field in state.FIELDS}) == len(state.FIELDS)
+    app = visit()
+    assert not app.exception
+    app.switch_page("pages/sanity.py").run()
+    assert not app.exception
+    app.button_group(key="test").set_value("labels").run()
+    assert not app.exception
+    assert "Which net learnt other labels than Tiny?" in texts(app)
+    app.switch_page("pages/explore.py").run()
+    assert not app.exception
+    assert app.session_state["twin"] is True
+
+
 def test_the_twin_follows_the_model_unless_a_person_chose_it(sanity: Open) -> None:
     app = sanity(checked="gradient", test="labels", model="fashion_cnn_twin", image="fashion:0")
-    assert app.session_state["twin"] == "fashion_cnn_permuted"
+    assert app.session_state["other"] == "fashion_cnn_permuted"
     app.selectbox(key="model").set_value("fashion_vit_twin").run()
     assert not app.exception
     assert "Beside Fashion ViT, permuted labels, one picture" in texts(app)
     app.selectbox(key="model").set_value("fashion_cnn").run()
     assert "Which net learnt other labels than Fashion CNN?" in texts(app)
     # A title typed as it is shown is understood; what a person named stays.
-    app = sanity(checked="gradient", test="labels", model="fashion_cnn_twin", image="fashion:0", twin="fashion cnn")
+    app = sanity(checked="gradient", test="labels", model="fashion_cnn_twin", image="fashion:0", other="fashion cnn")
     assert not app.exception
     app.selectbox(key="model").set_value("fashion_cnn_permuted").run()
-    assert app.session_state["twin"] == "fashion_cnn"
+    assert app.session_state["other"] == "fashion_cnn"
 
 
 def test_a_twin_that_does_not_fit_costs_a_sentence(sanity: Open, tiny: str) -> None:
-    app = sanity(checked="gradient", test="labels", twin="fashion_cnn_permuted")
+    app = sanity(checked="gradient", test="labels", other="fashion_cnn_permuted")
     assert not app.exception
     assert "prepares pictures differently" in texts(app)
-    app = sanity(checked="gradient", test="labels", twin=tiny)
+    app = sanity(checked="gradient", test="labels", other=tiny)
     assert "cannot be compared with itself" in texts(app)
 
 
