@@ -76,10 +76,12 @@ def _command(place: Path, *options: str) -> list[str]:
 
 
 _WATCHED = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from salviz.cli import main
 main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage: it remembers the memory of the process that started this one.
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
@@ -130,7 +132,7 @@ def side_by_side(folder: Path, images: int, repeat: int) -> Ratio:
 
 def crashes(folder: Path, times: int) -> str:
     """Kill a run at random moments until it has been killed often enough, then let it end."""
-    spec = _spec(128, group=4)
+    spec = _spec(512, group=4)
     whole, killed = RunFolder(folder / "whole"), RunFolder(folder / "killed")
     for run in (whole, killed):
         begin(spec, run)
