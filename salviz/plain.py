@@ -6,9 +6,9 @@ import io
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,13 +62,25 @@ def write_files(folder: Path | str, contents: Mapping[str, bytes]) -> list[Path]
 
 
 def _write(path: Path, content: bytes) -> Path:
-    """Write a file beside its place, then rename it: nobody ever reads half of it."""
+    put(path, lambda file: file.write(content))
+    return path
+
+
+def put(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its place, then rename it: nobody ever reads half of it.
+
+    Args:
+        path: Its place.
+        fill: Writes the content.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written to.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with beside.open("xb") as file:
-            file.write(content)
+            fill(file)
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    return path

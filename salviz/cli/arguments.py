@@ -49,13 +49,19 @@ class Parser(argparse.ArgumentParser):
 
 def computing(command: argparse.ArgumentParser) -> None:
     """Add the options of where and how passes are made."""
-    how = command.add_argument_group("how it is computed")
-    how.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    how = where(command)
     how.add_argument("--autocast", metavar="TYPE", help="bf16 or fp16 for the masked passes of RISE and Score-CAM")
     how.add_argument(
         "--channels-last", action=argparse.BooleanOptionalAction, help="memory layout (default: yes on the CPU)"
     )
+
+
+def where(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options of device and pass, and return their group for more."""
+    how = command.add_argument_group("how it is computed")
+    how.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     how.add_argument("--batch-size", type=positive, metavar="N", help="images a pass (default: what suits the device)")
+    return how
 
 
 def load_classifier(options: argparse.Namespace, id: str | None = None) -> Classifier:

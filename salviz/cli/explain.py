@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from salviz.cli.arguments import (
@@ -24,7 +23,6 @@ from salviz.errors import RequestError
 if TYPE_CHECKING:
     from salviz.classifiers import Labels
     from salviz.images import Picture
-    from salviz.transforms import Variant
 
 
 def add(commands: Any) -> None:
@@ -82,17 +80,13 @@ def add(commands: Any) -> None:
 def _explain(options: argparse.Namespace) -> None:
     # The cheap checks come first: loading torch and a classifier takes seconds.
     from salviz.colormaps import colormap
-    from salviz.transforms import default_variants, draw_variants
+    from salviz.transforms import named_variants
 
     if options.colormap != "auto":
         colormap(options.colormap)
     picture = open_picture(options.image)
     data_range = _data_range(options.data_range)
-    variants: Sequence[Variant]
-    if options.augment == "paper":
-        variants = draw_variants(options.seed, picture.digest)
-    else:
-        variants = default_variants() if options.augment == "default" else _variants(options.augment)
+    variants = named_variants(options.augment, options.seed, picture.digest)
 
     from salviz import explore, export, summary
     from salviz.render import Display
@@ -128,12 +122,6 @@ def _explain(options: argparse.Namespace) -> None:
     print_lines(summary.lines(found, classifier, picture))
     if files:
         print(f"Wrote {', '.join(file.name for file in files)} to {options.out}")
-
-
-def _variants(text: str) -> tuple[Variant, ...]:
-    from salviz.transforms import Variant
-
-    return () if text == "none" else tuple(Variant.from_token(token) for token in split(text))
 
 
 def _data_range(text: str) -> str | float:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from salviz.cli.arguments import Counter, positive, print_json, print_lines, split, whole
+from salviz.cli.arguments import Counter, positive, print_json, print_lines, split, where, whole
 from salviz.errors import Cancelled, RequestError
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ def add(commands: Any) -> None:
 
 
 def _computing(command: argparse.ArgumentParser) -> None:
-    how = command.add_argument_group("how it is computed")
-    how.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
-    how.add_argument("--batch-size", type=positive, metavar="N", help="images a pass (default: what suits the device)")
+    how = where(command)
     how.add_argument(
         "--shard", default="1/1", metavar="I/N", help="make the I-th of N parts, for workers side by side (from 1)"
     )

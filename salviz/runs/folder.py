@@ -190,7 +190,7 @@ class RunFolder:
         """How far the run is."""
         there = self.present()
         done = sum(shard.key in there for shard in self.plan)
-        return Status(len(self.plan), done, (self.path / CANCEL).exists())
+        return Status(len(self.plan), done, self.is_cancelled)
 
     def digest(self) -> str:
         """Digest of all rows; equal exactly for equal results."""

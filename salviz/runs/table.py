@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from salviz.errors import DataError
+from salviz.plain import put
 
 NONE = -1
 """Stands for a missing class."""
@@ -81,17 +81,14 @@ def write(path: Path, content: pa.Table) -> None:
     Raises:
         DataError: The disk is full or the folder cannot be written to.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+    def fill(file: BinaryIO) -> None:
+        pq.write_table(content, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+
     try:
-        try:
-            with beside.open("xb") as file:
-                pq.write_table(content, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        put(path, fill)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise DataError(

@@ -15,6 +15,7 @@ from salviz.transforms.variants import (
     default_variants,
     draw_variants,
     draw_variants_as_released,
+    named_variants,
     sweep,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "default_variants",
     "draw_variants",
     "draw_variants_as_released",
+    "named_variants",
     "realign",
     "sweep",
 ]

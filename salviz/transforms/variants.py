@@ -156,6 +156,26 @@ def draw_variants(seed: int, digest: str) -> tuple[Variant, ...]:
     return _picked(picks)
 
 
+def named_variants(text: str, seed: int, digest: str) -> tuple[Variant, ...]:
+    """The variants that a command line or a spec names.
+
+    Args:
+        text: `none`, `default` (thirteen), `paper` (48 drawn for the image), or tokens separated by commas.
+        seed: Of the draw.
+        digest: Of the image.
+
+    Raises:
+        RequestError: A token that is no augmentation.
+    """
+    if text == "none":
+        return ()
+    if text == "default":
+        return default_variants()
+    if text == "paper":
+        return draw_variants(seed, digest)
+    return tuple(Variant.from_token(token.strip()) for token in text.split(",") if token.strip())
+
+
 def draw_variants_as_released(random_state: np.random.RandomState) -> tuple[Variant, ...]:
     """The 48 variants the released code would draw next for an image, in its order.
 

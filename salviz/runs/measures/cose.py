@@ -12,19 +12,11 @@ from salviz.images import Picture
 from salviz.request import Request, request_for
 from salviz.runs.measures.card import Item, Rows, Settings, Work, ahead, register
 from salviz.scores import kinds
-from salviz.transforms import Variant, default_variants, draw_variants
-
-
-def _variants(how: str, seed: int, digest: str) -> tuple[Variant, ...]:
-    if how in ("default", "none"):
-        return default_variants() if how == "default" else ()
-    if how == "paper":
-        return draw_variants(seed, digest)
-    return tuple(Variant.from_token(token.strip()) for token in how.split(",") if token.strip())
+from salviz.transforms import named_variants
 
 
 def _check_cose(settings: Settings) -> None:
-    if not _variants(settings["augmentations"], 0, "") and not settings["changes"]:
+    if not named_variants(settings["augmentations"], 0, "") and not settings["changes"]:
         raise RequestError("COSE needs augmentations or changed models; there is nothing to compare with.")
 
 
@@ -40,7 +32,7 @@ def _cose(
 ) -> Iterator[Rows]:
     def ready(item: Item) -> tuple[Item, Picture, list[Request], Prepared]:
         picture = item.open()
-        variants = _variants(how["augmentations"], work.seed, picture.digest)
+        variants = named_variants(how["augmentations"], work.seed, picture.digest)
         ask = partial(
             request_for, picture, classifier, label=item.label, variants=variants, changes=how["changes"],
             data_range=_data_range(how["data_range"]), seed=work.seed,
