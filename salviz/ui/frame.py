@@ -58,15 +58,6 @@ def run() -> None:
     st.session_state["_pick"] = pick
     with state.whole_run():
         page.run()
-        if state.in_doubt():
-            _look_again()
-
-
-@st.fragment(run_every=2 * state.LATENCY_SECONDS)
-def _look_again() -> None:
-    if not state.in_whole_run():
-        state.settle()
-        st.rerun()
 
 
 def guard() -> sidebar.Pick:

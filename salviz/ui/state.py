@@ -11,7 +11,6 @@ first option and write that into the address. What persists is told by every run
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from salviz.classifiers.choices import INITIALISATIONS, ORDERS, STATISTICS
 from salviz.colormaps import COLORMAPS
@@ -32,13 +32,6 @@ COMPARED = (
     "random",
 )  # fmt: skip
 """The methods a first visit compares: cheap ones of several families, and the controls."""
-
-RACE_SECONDS = 2.0
-"""An interaction may still carry the URL from before our last write; older differences are the person's."""
-
-LATENCY_SECONDS = 0.5
-"""The same of a run that changed nothing of the pick: the browser's Back button, or a click on something else. Which of
-the two it was, the next look at the address tells (see `in_doubt`)."""
 
 
 @dataclass(frozen=True)
@@ -241,17 +234,9 @@ def adopt_url(page: str) -> None:
         # The navigation opens a page without a query: the pick goes along, and is written at the end of the run.
         st.session_state["_url"] = current
         return
-    written = st.session_state.get("_url", {})
-    fresh = "_url" not in st.session_state
-    if not fresh:
-        # Where a widget changed, its message may have left before our URL came; where none did, this is a way back.
-        is_idle = link_parameters() == written
-        patience = LATENCY_SECONDS if is_idle else RACE_SECONDS
-        recent = time.monotonic() - st.session_state.get("_url_time", 0.0) < patience
-        if current == written or recent:
-            st.session_state["_doubted"] = current if is_idle and current != written else None
-            return
-    st.session_state["_doubted"] = None
+    # Any other run may carry an address from before our last write: its message left before ours came.
+    if "_url" in st.session_state and (current == st.session_state["_url"] or not went_back()):
+        return
     st.session_state["_notices"] = []
     for key in ("_noticed", "_turn"):
         st.session_state.pop(key, None)
@@ -270,6 +255,12 @@ def adopt_url(page: str) -> None:
         key.removeprefix(SETTING): value for key, value in current.items() if key.startswith(SETTING)
     }
     st.session_state["_url"] = current
+
+
+def went_back() -> bool:
+    """Whether this run was asked for by the browser's Back or Forward button."""
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
 
 
 def leave_for(page: str) -> dict[str, str]:
@@ -339,39 +330,15 @@ def whole_run() -> Iterator[None]:
     write_url()
 
 
-def in_whole_run() -> bool:
-    """Whether the whole page is being drawn, and not one of its fragments by itself."""
-    return _in_whole_run.get()
-
-
 def write_url() -> None:
     """Let the browser's address bar say what the page shows; called by everything that runs by itself."""
     if _in_whole_run.get():
         return
     wanted, written = link_parameters(), st.session_state.get("_url")
-    if in_doubt() and wanted == written:
-        # Written again, the address would say nothing about where the person went.
-        return
-    st.session_state["_doubted"] = None
     # The browser may have told us an address that it has left since: what was last written counts too.
     if wanted != st.query_params.to_dict() or wanted != written:
         st.query_params.from_dict(wanted)
-        st.session_state["_url_time"] = time.monotonic()
     st.session_state["_url"] = wanted
-
-
-def in_doubt() -> bool:
-    """Whether the last run had another address than the one just written, which may be old or a way back."""
-    return st.session_state.get("_doubted") is not None
-
-
-def settle() -> None:
-    """End the doubt, a moment later: if the browser is still at the other address, it went back."""
-    doubted = st.session_state.get("_doubted")
-    st.session_state["_doubted"] = None
-    if doubted is not None and st.query_params.to_dict() == doubted:
-        # Then the next run takes it for what it is.
-        st.session_state["_url_time"] = 0.0
 
 
 def settings_of_link() -> dict[str, str] | None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salviz.ui import state
 from tests.e2e.conftest import NARROW, SCREENSHOTS, Open, Server
 
 LITE = "EfficientNet-Lite0"
@@ -181,13 +180,11 @@ def test_the_back_button_goes_back(server: Server, open_page: Open) -> None:
     pick(page, "image", "Espresso")
     shows(page, "Espresso", LITE, "Grad-CAM")
     expect(page).to_have_url(re.compile("image=sample"))
-    # At once: the page cannot tell yet whether this address is an old one.
     page.go_back()
     shows(page, "Cat", LITE, "Grad-CAM")
     assert fields(page) == {}
     page.go_forward()
     shows(page, "Espresso", LITE, "Grad-CAM")
-    page.wait_for_timeout(1000 * state.RACE_SECONDS)
     page.go_back()
     shows(page, "Cat", LITE, "Grad-CAM")
     assert fields(page) == {}
@@ -224,8 +221,6 @@ def test_uploads_good_and_bad(server: Server, open_page: Open) -> None:
     shows(page, "mine.png", LITE, "Grad-CAM")
     expect(page.get_by_text("This is not a picture Salviz can read")).to_have_count(0)
     for content in (b"this is no picture", noise()[:200]):
-        # Long enough for the address to be beyond doubt.
-        page.wait_for_timeout(1000 * state.RACE_SECONDS)
         choose_file(page, "worse.png", content)
         expect(page.get_by_text("mine.png is still shown")).to_be_visible()
         shows(page, "mine.png", LITE, "Grad-CAM")
