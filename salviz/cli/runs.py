@@ -1,4 +1,4 @@
-"""`salviz run`, `resume`, `status`, `cancel` and `report`: runs over data sets."""
+"""`salviz run`, `resume`, `status`, `cancel`, `report` and `work`: runs over data sets."""
 
 from __future__ import annotations
 
@@ -56,6 +56,10 @@ def add(commands: Any) -> None:
             command.add_argument("--json", action="store_true", help="for programs")
         command.add_argument("folder", metavar="RUN", help="the run's folder")
     resume.add_argument("folder", metavar="RUN", help="the run's folder")
+    work = commands.add_parser("work", help="make the runs that the Batch page asked for, until none waits")
+    work.set_defaults(run=_work_off)
+    work.add_argument("root", nargs="?", metavar="RUNS", help="the folder of runs (default: the Batch page's)")
+    work.add_argument("--device", metavar="NAME", help="cpu, cuda:0, mps; default: the first there is")
 
 
 def _computing(command: argparse.ArgumentParser) -> None:
@@ -92,7 +96,7 @@ def _work(folder: RunFolder, options: argparse.Namespace) -> None:
 
     folder.go_on()
     try:
-        with Counter("Running: shard") as counter:
+        with Counter("Running: explanation") as counter:
             resume(
                 folder,
                 _options(options),
@@ -171,6 +175,23 @@ def _value(metric: str, setting: str, text: str) -> Any:
         return type(default)(text) if isinstance(default, int | float) else text
     except (ValueError, KeyError) as error:
         raise RequestError(f"{text!r} is no value of {metric}.{setting}.") from error
+
+
+def _work_off(options: argparse.Namespace) -> None:
+    import os
+
+    from salviz.runs.shelf import Shelf
+    from salviz.runs.worker import work
+
+    device = options.device
+    if device is None:
+        from salviz.classifiers.store import devices
+
+        device = devices()[0]
+    if hasattr(os, "nice"):
+        # The pages of the same machine come first.
+        os.nice(5)
+    work(Shelf(options.root), device)
 
 
 def _status(options: argparse.Namespace) -> None:

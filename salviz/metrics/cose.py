@@ -313,7 +313,7 @@ def _with_intervals(result: AnySplit, sums: NDArray[np.float64], seed: int, draw
         raise ValueError(f"draws must be positive and level between 0 and 1, not {draws} and {level}")
     if len(sums) < 2:
         return result
-    consistency, sensitivity = _ratios(_resample(sums, draws, np.random.default_rng(seed)))
+    consistency, sensitivity = _ratios(resample(sums, draws, np.random.default_rng(seed)))
     return replace(
         result,
         consistency=with_interval(result.consistency, consistency, level),
@@ -358,8 +358,17 @@ def _unit_sums(rows: Rows, unit: Literal["row", "image"]) -> NDArray[np.float64]
     return np.stack(columns, axis=1)
 
 
-def _resample(sums: NDArray[np.float64], draws: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """`(draws, 4)`: the sums' totals over units drawn with replacement, as many as there are."""
+def resample(sums: NDArray[np.float64], draws: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Totals over units drawn with replacement, as many as there are.
+
+    Args:
+        sums: `(units, n)`.
+        draws: How many.
+        generator: Of the draws.
+
+    Returns:
+        `(draws, n)`.
+    """
     units = len(sums)
     totals = np.empty((draws, sums.shape[1]))
     at_once = max(1, _NUMBERS_AT_ONCE // units)

@@ -20,7 +20,8 @@ from salviz.runs.spec import Spec
 
 Load = Callable[[str], Classifier]
 Told = Callable[[int, int, str], None]
-"""Called with (shards done, shards of the plan, what is made)."""
+"""Called between passes with (explanations done, explanations of the plan, what is made): one explanation a picture,
+method, model and metric. It may raise `Cancelled`."""
 
 
 def _quiet(done: int, total: int, what: str) -> None:
@@ -42,13 +43,21 @@ class Options:
     part: tuple[int, int] = (0, 1)
 
 
-def begin(spec: Spec, folder: RunFolder, options: Options = Options(), *, accepts_changes: bool = False) -> None:
+def begin(
+    spec: Spec,
+    folder: RunFolder,
+    options: Options = Options(),
+    *,
+    told: Told = _quiet,
+    accepts_changes: bool = False,
+) -> None:
     """Sample, fingerprint and plan a run; shards of an earlier run in the folder are used where they belong to it.
 
     Args:
         spec: What is asked.
         folder: Where the run lives.
         options: How it is computed.
+        told: Called as the pictures are looked at.
         accepts_changes: Whether code or weights may differ from those of the run that is there: what depends on them
             is then made anew.
 
@@ -59,7 +68,10 @@ def begin(spec: Spec, folder: RunFolder, options: Options = Options(), *, accept
     chosen = datasets.sample(
         pictures.entries, spec.images, seed=spec.seed, classes=spec.classes, is_stratified=spec.is_stratified
     )
-    sample = [_sampled(pictures, place) for place in chosen]
+    sample = []
+    for count, place in enumerate(chosen):
+        told(count, len(chosen), "looking at the pictures")
+        sample.append(_sampled(pictures, place))
     plan: list[Shard] = []
     weights: dict[str, str] = {}
     for model in spec.models:
@@ -114,14 +126,15 @@ def resume(
         SalvizError: One plain sentence; what is written stays.
     """
     if accepts_changes:
-        begin(folder.spec, folder, options, accepts_changes=True)
+        begin(folder.spec, folder, options, told=told, accepts_changes=True)
     _refuse_changes(folder, {"code": code_digest(), "weights": {}})
     folder.sweep()
     pictures = datasets.open_set(folder.spec.data)
     folder.note("started", part=list(options.part))
     there = folder.present()
     missing = [shard for shard in folder.plan if shard.key not in there]
-    counts = _Counts(len(folder.plan) - len(missing), len(folder.plan), told)
+    total = sum(shard.count for shard in folder.plan)
+    counts = _Counts(total - sum(shard.count for shard in missing), total, told)
     turn, parts = options.part
     for model, of_model in groupby(missing, key=lambda shard: shard.model):
         groups = [list(group) for _, group in groupby(of_model, key=lambda shard: (shard.metric, shard.first))]
@@ -142,15 +155,25 @@ def _turn(folder: RunFolder, shard: Shard, parts: int) -> int:
 
 
 class _Counts:
-    """Shards made, told as they come."""
+    """Explanations made, told as they come."""
 
     def __init__(self, done: int, total: int, told: Told) -> None:
         self.done, self.total, self.told = done, total, told
+        self.what = ""
 
-    def add(self, what: str) -> None:
-        """One more."""
-        self.done += 1
+    def begin(self, what: str) -> None:
+        """What comes next."""
+        self.what = what
         self.told(self.done, self.total, what)
+
+    def step(self, done: int, total: int) -> None:
+        """A pass of it more."""
+        self.told(self.done, self.total, f"{self.what}, step {done} of {total}")
+
+    def add(self, count: int) -> None:
+        """So many explanations more."""
+        self.done += count
+        self.told(self.done, self.total, self.what)
 
 
 def _items(sample: Sequence[Sampled], pictures: PictureSet, classifier: Classifier) -> list[Item]:
@@ -186,7 +209,9 @@ def _make(
     def progress(done: int, total: int) -> None:
         if folder.is_cancelled:
             raise Cancelled
+        counts.step(done, total)
 
+    counts.begin(f"{first.model}, {first.metric}, from picture {first.first + 1}")
     work = Work(spec.seed, options.batch_size, progress)
     rows: Rows = {shard.method: [] for shard in group}
     able: dict[str, Settings] = {}
@@ -196,14 +221,15 @@ def _make(
             able[shard.method] = spec.methods[shard.method]
         else:
             rows[shard.method] = [item.row(error=refusal) for item in part]
+            counts.add(len(part))
     if able:
         for found in _measured(measure, classifier, part, able, how, work):
             for method, more in found.items():
                 rows[method] += more
+                counts.add(len({row.place for row in more}))
     for shard in group:
         content = table.table(shard.model, shard.method, shard.metric, rows[shard.method])
         table.write(folder.file(shard), content)
-        counts.add(f"{shard.model}, {shard.method}, {shard.metric}")
     failed = sum(row.error is not None for more in rows.values() for row in more)
     folder.note(
         "made", model=first.model, metric=first.metric, first=first.first, images=first.count, shards=len(group),

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from salviz.metrics.cose import Split, from_sums
-from salviz.runs import table
+from salviz.metrics import Score, with_interval
+from salviz.metrics.cose import Split, from_sums, resample
+from salviz.runs import rollup, table
 from salviz.runs.folder import RunFolder
 
 _UNITS = """
-with of_cose as (
-    select model, method, place, value, isnan(value) as is_undefined,
-        prediction = case when label = -1 then prediction else label end as is_right,
-        outcome = case when label = -1 then prediction else label end as stays_right,
-        kind in ('model', 'untrained', 'checkpoint') as is_by_model
-    from rows where metric = 'cose' and quantity = 'ssim' and error is null
-), chosen as (
-    select *, is_right and stays_right and not is_by_model as stays, is_right and not stays_right as turns
-    from of_cose
-)
-select model, method, place,
-    coalesce(sum(value) filter (stays and not is_undefined), 0), count(*) filter (stays and not is_undefined),
-    coalesce(sum(value) filter (turns and not is_undefined), 0), count(*) filter (turns and not is_undefined),
-    count(*) filter (stays and is_undefined), count(*) filter (turns and is_undefined)
-from chosen group by model, method, place order by model, method, place
+select model, method, kept_sum, kept, turned_sum, turned, kept_undefined, turned_undefined
+from images where metric = 'cose' and quantity = 'ssim' order by model, method, place
+"""
+
+_VALUES = """
+select model, method, metric, quantity, value_sum, values_, undefined
+from images where metric != 'cose' order by model, method, metric, quantity, place
 """
 
 _MEANS = """
@@ -88,6 +83,25 @@ class Failure:
     count: int
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A score of a model and a method.
+
+    Attributes:
+        model: Id.
+        method: Id.
+        metric: Id.
+        quantity: `consistency`, `sensitivity` or `cose`; else what was measured.
+        score: Over all images and settings.
+    """
+
+    model: str
+    method: str
+    metric: str
+    quantity: str
+    score: Score
+
+
 def cose_scores(folder: RunFolder, *, draws: int = 1000) -> dict[tuple[str, str], Split]:
     """Consistency, sensitivity and COSE with bootstrap intervals over images, by model and method.
 
@@ -95,19 +109,46 @@ def cose_scores(folder: RunFolder, *, draws: int = 1000) -> dict[tuple[str, str]
         folder: Of the run.
         draws: Bootstrap draws.
     """
-    found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    with table.scan(folder.files()) as connection:
-        rows = connection.execute(_UNITS)
-        while batch := rows.fetchmany(10_000):
-            for model, method, _, *sums in batch:
-                found.setdefault((model, method), []).append(tuple(sums))
     scores = {}
-    for key, sums in found.items():
-        columns = np.array(sums, dtype=np.float64)
-        missing = columns[:, 4:].sum(axis=0).astype(int)
+    for key, sums in _grouped(folder, _UNITS, 2).items():
+        missing = sums[:, 4:].sum(axis=0).astype(int)
         undefined = (int(missing[0]), int(missing[1]))
-        scores[key] = from_sums(columns[:, :4], undefined=undefined, seed=folder.spec.seed, draws=draws)
+        scores[key[0], key[1]] = from_sums(sums[:, :4], undefined=undefined, seed=folder.spec.seed, draws=draws)
     return scores
+
+
+def scores(folder: RunFolder, *, draws: int = 1000) -> list[Scored]:
+    """Every score of a run with its bootstrap interval over images: COSE's three, and the mean of any other quantity.
+
+    Args:
+        folder: Of the run.
+        draws: Bootstrap draws.
+    """
+    found = [
+        Scored(model, method, "cose", name, getattr(split, name))
+        for (model, method), split in cose_scores(folder, draws=draws).items()
+        for name in ("consistency", "sensitivity", "cose")
+    ]
+    for (model, method, metric, quantity), sums in _grouped(folder, _VALUES, 4).items():
+        total, count, undefined = sums.sum(axis=0)
+        score = Score(value=total / count if count else math.nan, count=int(count), undefined=int(undefined))
+        if len(sums) > 1:
+            drawn = resample(sums[:, :2], draws, np.random.default_rng(folder.spec.seed))
+            means = np.divide(drawn[:, 0], drawn[:, 1], out=np.full(draws, np.nan), where=drawn[:, 1] > 0)
+            score = with_interval(score, means, 0.95)
+        found.append(Scored(model, method, metric, quantity, score))
+    return found
+
+
+def _grouped(folder: RunFolder, query: str, keys: int) -> dict[tuple[str, ...], NDArray[np.float64]]:
+    """Numbers of a query's rows by what its first columns say."""
+    found: dict[tuple[str, ...], list[tuple[float, ...]]] = {}
+    with rollup.connect(folder) as connection:
+        rows = connection.execute(query)
+        while batch := rows.fetchmany(10_000):
+            for row in batch:
+                found.setdefault(row[:keys], []).append(row[keys:])
+    return {key: np.array(numbers, dtype=np.float64) for key, numbers in found.items()}
 
 
 def means(folder: RunFolder) -> list[Mean]:

@@ -243,6 +243,7 @@ def ask(home: Path, endpoint: str, *ids: str, offline: bool = False) -> dict[str
     return answers
 
 
+@pytest.mark.slow
 def test_a_hub_that_answers_and_one_that_does_not(hub: tuple[str, type[Hub]], tmp_path: Path) -> None:
     endpoint, handler = hub
     home = tmp_path / "home"

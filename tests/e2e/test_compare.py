@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import NARROW, Open, Server
 from tests.e2e.test_explore import LITE, expect, fields, heading, screenshot, settled, shows
 
@@ -40,6 +42,7 @@ def test_a_deep_link_compares_and_a_click_opens_explore(server: Server, open_pag
     expect(shown).to_have_value("Grad-CAM")
 
 
+@pytest.mark.slow
 def test_a_link_is_kept_where_the_browser_is_slow_to_load_a_widget(server: Server, open_page: Open) -> None:
     page = open_page("about:blank")
 

@@ -139,6 +139,7 @@ def test_picks_change_the_map(server: Server, open_page: Open) -> None:
     assert fields(page) == expected
 
 
+@pytest.mark.slow
 def test_a_link_travels(server: Server, open_page: Open) -> None:
     page = open_page(server.url)
     shows(page, "Cat", LITE, "Grad-CAM")
@@ -232,6 +233,7 @@ def test_uploads_good_and_bad(server: Server, open_page: Open) -> None:
 # Visitors
 
 
+@pytest.mark.slow
 def test_two_visitors_do_not_mix(server: Server, open_page: Open) -> None:
     picks = [("sample:rocket", "gradient", "Rocket", "Gradient"), ("sample:palace", "layer_cam", "Palace", "LayerCAM")]
     links = [f"{server.url}/?image={image}&method={method}" for image, method, _, _ in picks]
@@ -253,6 +255,7 @@ def test_two_visitors_do_not_mix(server: Server, open_page: Open) -> None:
         assert alone.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
 
 
+@pytest.mark.slow
 def test_equal_picks_share_one_job_and_cancel_is_ones_own(server: Server, open_page: Open) -> None:
     link = f"{server.url}/?{SLOW}&seed=1"
     first, second = open_page(link), open_page(link)
@@ -287,6 +290,7 @@ def test_a_link_to_slow_work_shows_the_photograph(server: Server, open_page: Ope
     screenshot(page, "waiting-first")
 
 
+@pytest.mark.slow
 def test_slow_work_can_be_watched_stopped_and_reloaded(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/?method=edge")
     shows(page, "Cat", LITE, "Edge detector (control)")
@@ -316,6 +320,7 @@ def test_slow_work_can_be_watched_stopped_and_reloaded(server: Server, open_page
     assert fields(page)["method"] == "occlusion"
 
 
+@pytest.mark.slow
 def test_what_fails_says_so_and_leaves_the_picture(server: Server, open_page: Open, attention_network: str) -> None:
     page = open_page(f"{server.url}/?model={quote(attention_network)}")
     shows(page, "Cat", "Tiny ViT", "Grad-CAM")

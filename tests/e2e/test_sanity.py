@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from tests.e2e.conftest import NARROW, Open, Server
@@ -16,6 +17,7 @@ def is_complete(page: Any, sentence: str, *, patience: int = 45_000) -> None:
     expect(page.locator(".st-key-curves .js-plotly-plot")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_cold_deep_link_checks_and_the_link_comes_back(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/{FEW}&stage=all&measure=top_k")
     expect(heading(page)).to_have_text(f"Cat · {LITE}")
@@ -48,6 +50,7 @@ def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None
     screenshot(page, "sanity-narrow-dark", whole=True)
 
 
+@pytest.mark.slow
 def test_the_pair_that_comes_with_salviz_tells_what_labels_do(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/sanity?test=labels&checked=gradient,grad_cam")
     expect(page.get_by_text("Which net learnt other labels than")).to_be_visible(timeout=45_000)

@@ -83,6 +83,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(
     assert len(rows(folder)) == 10 * 2 * 4
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(undisturbed: RunFolder, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     begin(spec(), folder)
@@ -258,11 +259,18 @@ def test_a_run_can_be_stopped_and_goes_on(tmp_path: Path, undisturbed: RunFolder
     folder = RunFolder(tmp_path / "run")
     begin(spec(), folder)
 
+    seen = []
+
     def stop(done: int, total: int, what: str) -> None:
-        folder.cancel()
+        seen.append((done, total))
+        # Two methods and the four pictures of the first group: their files are there.
+        if done > 8:
+            folder.cancel()
 
     with pytest.raises(Cancelled):
         resume(folder, told=stop)
+    assert seen == sorted(seen)
+    assert {total for _, total in seen} == {20}
     assert 0 < folder.status().done < 6
     folder.go_on()
     resume(folder)

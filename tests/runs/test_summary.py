@@ -1,5 +1,6 @@
 """Scores of a run, asked of its files: they are those of the metric on all rows at once."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def synthetic(folder: Path, images: int = 40, settings: int = 12) -> Rows:
 def folder(undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunFolder, Rows]:
     rows = synthetic(tmp_path)
     monkeypatch.setattr(RunFolder, "files", lambda self: sorted(tmp_path.glob("*.parquet")))
-    return RunFolder(undisturbed.path), rows
+    shutil.copytree(undisturbed.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run"), rows
 
 
 def test_scores_and_intervals_are_those_of_all_rows_at_once(folder: tuple[RunFolder, Rows]) -> None:

@@ -100,6 +100,7 @@ class Measure:
         defaults: All settings with their defaults; a value given must be of the default's kind.
         check: Raises `RequestError` for settings that mean nothing.
         compute: Yields the rows of all methods, of the first picture or pictures first.
+        maps: How many maps of each method one picture takes, with a classifier under these settings.
         depends: What else the numbers depend on under these settings, such as another net's weights; plain types.
     """
 
@@ -109,6 +110,7 @@ class Measure:
     defaults: Settings
     check: Callable[[Settings], object]
     compute: Compute
+    maps: Callable[[Classifier, Settings], int]
     depends: Callable[[Settings], object] = lambda settings: None
 
     def settings(self, given: Settings) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def _check_cose(settings: Settings) -> None:
     description="Similarity (SSIM) of the maps of an image and of its variants: consistency, sensitivity, COSE.",
     defaults={"augmentations": "default", "changes": ["untrained"], "data_range": "pair"},
     check=_check_cose,
+    maps=lambda classifier, how: 1 + len(named_variants(how["augmentations"], 0, "")) + len(how["changes"]),
 )
 def _cose(
     classifier: Classifier, items: Sequence[Item], methods: Mapping[str, Settings], how: Settings, work: Work

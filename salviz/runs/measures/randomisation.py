@@ -9,13 +9,18 @@ from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.randomising import Randomisation
 from salviz.errors import RequestError
 from salviz.runs.measures.card import Item, Rows, Settings, Work, ahead, register
-from salviz.sanity import Check, Intervention, OtherClass, Twin, check_pictures
+from salviz.sanity import Check, Intervention, OtherClass, Twin, check_pictures, stage_names
 
 
 def _intervention(how: Settings, seed: int) -> Intervention:
     if how["test"] == "class":
         return OtherClass(seed)
     return Randomisation(how["order"], how["initialisation"], how["statistics"], seed)
+
+
+def _maps(classifier: Classifier, how: Settings) -> int:
+    nets = 1 if how["test"] == "labels" else len(stage_names(classifier, _intervention(how, 0)))
+    return int((1 + nets * how["draws"]) * how["copies"])
 
 
 def _check_randomisation(how: Settings) -> None:
@@ -40,6 +45,7 @@ def _check_randomisation(how: Settings) -> None:
         "skips_baseline": False,
     },
     check=_check_randomisation,
+    maps=_maps,
     depends=lambda how: load(how["twin"], device="cpu").digest if how["test"] == "labels" else None,
 )  # fmt: skip
 def _randomisation(

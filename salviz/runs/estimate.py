@@ -1,0 +1,118 @@
+"""What a run will cost, from a timed probe of its own models and methods."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from salviz import engine, methods
+from salviz.classifiers.store import Loaded
+from salviz.errors import Cancelled, MethodError
+from salviz.runs import measures
+from salviz.runs.spec import Spec
+from salviz.work import Progress, silent
+
+Settings = Mapping[str, Any]
+
+PATIENT_PASSES = 60
+"""Methods of more passes a map are not tried; their time is that of their passes."""
+
+_IMAGES, _ENOUGH_SECONDS = 4, 3.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost on this machine.
+
+    Attributes:
+        seconds: Of all its maps; reading and comparing overlap with them.
+        maps: To be made.
+        images: Pictures.
+        refused: Why a method does not work with a model, by model and method: it costs nothing.
+    """
+
+    seconds: float
+    maps: int
+    images: int
+    refused: Mapping[tuple[str, str], str]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory."""
+        return 1024
+
+
+def estimate(spec: Spec, images: int, load: Callable[[str], Loaded], *, progress: Progress = silent) -> Estimate:
+    """Time each model's methods on noise, and multiply.
+
+    Args:
+        spec: What is asked.
+        images: How many pictures that is.
+        load: Loads a classifier.
+        progress: Called with (models done, models); may raise `Cancelled`.
+
+    Raises:
+        SalvizError: A model cannot be loaded, or a setting does not exist.
+    """
+    seconds, maps = 0.0, 0
+    refused: dict[tuple[str, str], str] = {}
+    for place, model in enumerate(spec.models):
+        progress(place, len(spec.models))
+        loaded = load(model)
+        classifier = loaded.classifier
+        able: dict[str, Settings] = {}
+        for name, settings in spec.methods.items():
+            reason = methods.get(name).refusal(classifier)
+            if reason is None:
+                able[name] = methods.get(name).card.check_parameters(dict(settings))
+            else:
+                refused[model, name] = reason
+        each = sum(
+            measures.get(name).maps(classifier, measures.get(name).settings(given))
+            for name, given in spec.metrics.items()
+        )
+        maps += images * each * len(able)
+        if able:
+            seconds += images * each * _seconds(loaded, able)
+    progress(len(spec.models), len(spec.models))
+    return Estimate(seconds, maps, images, refused)
+
+
+def _seconds(loaded: Loaded, able: Mapping[str, Settings]) -> float:
+    """Seconds that one map of each method takes: cheap ones together, as they share passes, and measured."""
+    size = loaded.classifier.preprocessing.input_size
+    cheap = {
+        name: given for name, given in able.items() if methods.get(name).card.passes(given, size) <= PATIENT_PASSES
+    }
+    dear = {name: given for name, given in able.items() if name not in cheap}
+    seconds = engine.passes(dear, size) * loaded.seconds_per_pass if dear else 0.0
+    if cheap:
+        seconds += _timed(loaded, cheap) / _IMAGES
+    return seconds
+
+
+def _timed(loaded: Loaded, chosen: Mapping[str, Settings]) -> float:
+    classifier = loaded.classifier
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_IMAGES, 3, *classifier.preprocessing.input_size, generator=generator).to(classifier.device)
+    digests = [f"probe {place}" for place in range(_IMAGES)]
+    taken = 0.0
+    # The first time is for what is made ready once.
+    for _ in range(2):
+        started = time.perf_counter()
+        try:
+            engine.explain_set(classifier, x, methods=chosen, target=None, digests=digests)
+        except Cancelled:
+            raise
+        except MethodError:
+            # It will be the run's to say for which picture it does not work.
+            size = classifier.preprocessing.input_size
+            return engine.passes(chosen, size) * _IMAGES * loaded.seconds_per_pass
+        taken = time.perf_counter() - started
+        if taken > _ENOUGH_SECONDS:
+            break
+    return taken

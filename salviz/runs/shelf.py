@@ -1,0 +1,319 @@
+"""The runs of a server: asked for by pages, made one a device by workers outside the server, told by their files.
+
+Nothing about a run lives in a process: whoever reads its folder knows how it stands, a page of another server too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from salviz.errors import RequestError
+from salviz.plain import json_text, write_files
+from salviz.runs.folder import RunFolder
+from salviz.runs.spec import Spec
+
+VARIABLE = "SALVIZ_RUNS_DIR"
+"""Environment variable: the folder that holds the runs of the Batch page."""
+
+TRIES = 3
+"""A run whose worker died so often without a word is not begun again by itself."""
+
+_ASKED, _WANTED, _PROGRESS, _FAILURE, _LOCK = "asked.json", "wanted.json", "progress.json", "failure.json", ".lock"
+_SECONDS = 0.5
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
+
+State = Literal["waiting", "running", "complete", "cancelled", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands.
+
+    Attributes:
+        name: Of the run.
+        state: `waiting` for a worker, `running`, `complete`, `cancelled`, `failed`, or `interrupted`: begun and left.
+        asked: When it was asked for, seconds since the epoch.
+        device: It runs on.
+        done: Explanations made, or pictures looked at before the first of them.
+        total: Explanations of the plan; 0 where nothing is known yet.
+        what: Is made now.
+        rate: Explanations a second since the worker began; 0 where nothing is known yet.
+        place: Runs before it in the queue.
+        error: One sentence, once failed.
+    """
+
+    name: str
+    state: State
+    asked: float
+    device: str
+    done: int = 0
+    total: int = 0
+    what: str = ""
+    rate: float = 0.0
+    place: int = 0
+    error: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in ("waiting", "running")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it should still take, as far as that can be told."""
+        return (self.total - self.done) / self.rate if self.rate > 0 else None
+
+
+class Shelf:
+    """A folder of runs.
+
+    Args:
+        root: Of the folder; where `SALVIZ_RUNS_DIR` points, or `.salviz/runs` in the home folder, where None.
+    """
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        chosen = root if root is not None else os.environ.get(VARIABLE) or Path.home() / ".salviz" / "runs"
+        self.root = Path(chosen).expanduser()
+
+    def folder(self, name: str) -> RunFolder:
+        """The folder of a run.
+
+        Raises:
+            RequestError: There is none of this name.
+        """
+        if not _NAME.fullmatch(name) or not (self.root / name).is_dir():
+            raise RequestError(f"There is no run {name!r} on this server.")
+        return RunFolder(self.root / name)
+
+    def names(self) -> list[str]:
+        """All runs, the latest first."""
+        if not self.root.is_dir():
+            return []
+        found = [path.name for path in self.root.iterdir() if _NAME.fullmatch(path.name) and _is_run(path)]
+        return sorted(found, key=lambda name: (-self._asked(name)["time"], name))
+
+    def spec(self, name: str) -> Spec:
+        """What a run was asked to do.
+
+        Raises:
+            RequestError: There is none of this name, or its files are damaged.
+        """
+        folder = self.folder(name)
+        return folder.spec if folder.exists else Spec.from_dict(self._asked(name)["spec"])
+
+    def submit(self, spec: Spec, device: str) -> str:
+        """Ask for a run; whoever asks for the same gets the same.
+
+        Args:
+            spec: What is asked.
+            device: Of `classifiers.store.devices()`.
+
+        Returns:
+            The run's name. Somebody must see to it that a worker runs, see `worker.ensure`.
+
+        Raises:
+            RequestError: The folder cannot be written to.
+        """
+        text = json_text(spec.as_dict())
+        digest = hashlib.blake2b(f"{text}|{device}".encode(), digest_size=4).hexdigest()
+        words = re.sub(r"[^a-z0-9]+", "-", f"{spec.data.rpartition('/')[2]} {' '.join(spec.metrics)}".lower()).strip(
+            "-"
+        )
+        name = f"{words[:40] or 'run'}-{digest}"
+        if not (self.root / name / _ASKED).is_file():
+            asked = {"spec": spec.as_dict(), "device": device, "time": time.time()}
+            write_files(self.root / name, {_ASKED: json_text(asked, indent=2).encode()})
+            self._want(name, device)
+        elif self.standing(name).state not in ("complete", "waiting", "running"):
+            self.resume(name)
+        return name
+
+    def resume(self, name: str) -> None:
+        """Ask for what is missing of a run.
+
+        Raises:
+            RequestError: There is none of this name, or its folder cannot be written to.
+        """
+        folder = self.folder(name)
+        folder.go_on()
+        (folder.path / _FAILURE).unlink(missing_ok=True)
+        self._want(name, str(self._asked(name)["device"]))
+
+    def cancel(self, name: str) -> None:
+        """Ask a run to stop, or take it out of the queue.
+
+        Raises:
+            RequestError: There is none of this name.
+        """
+        folder = self.folder(name)
+        folder.cancel()
+        if not self._is_locked(name):
+            (folder.path / _WANTED).unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Delete a run and all it found.
+
+        Raises:
+            RequestError: There is none of this name, or somebody works on it.
+        """
+        import shutil
+
+        folder = self.folder(name)
+        if self._is_locked(name):
+            raise RequestError(f"The run {name} is at work; cancel it first.")
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+    def queue(self, device: str) -> list[str]:
+        """Runs that wait for a device, the first asked for first."""
+        waiting = []
+        for name in self.names():
+            wanted = _read(self.root / name / _WANTED)
+            if wanted and wanted["device"] == device:
+                waiting.append((float(wanted["since"]), name))
+        return [name for _, name in sorted(waiting)]
+
+    def standing(self, name: str) -> Standing:
+        """How a run stands.
+
+        Raises:
+            RequestError: There is none of this name.
+        """
+        folder, asked = self.folder(name), self._asked(name)
+        common: dict[str, Any] = {"name": name, "asked": asked["time"], "device": str(asked["device"])}
+        if self._is_locked(name):
+            now = _read(folder.path / _PROGRESS) or {}
+            return Standing(state="running", **common, **{key: now[key] for key in _TOLD if key in now})
+        failure = _read(folder.path / _FAILURE)
+        if failure:
+            return Standing(state="failed", **common, error=str(failure["error"]), **_made(folder))
+        wanted = _read(folder.path / _WANTED)
+        if wanted:
+            # Its own place counts those before it, and the one at work.
+            before = self.queue(str(asked["device"]))
+            place = before.index(name) if name in before else 0
+            return Standing(state="waiting", **common, place=place, **_made(folder))
+        if not folder.exists:
+            return Standing(state="cancelled" if folder.is_cancelled else "interrupted", **common)
+        status = folder.status()
+        state: State = "complete" if status.is_complete else "cancelled" if status.is_cancelled else "interrupted"
+        return Standing(state=state, **common, **_made(folder))
+
+    def _asked(self, name: str) -> dict[str, Any]:
+        """What was asked, when and for which device; a run of the command line says less."""
+        path = self.root / name
+        found = _read(path / _ASKED)
+        if found is None:
+            folder = RunFolder(path)
+            return {"spec": folder.spec.as_dict(), "device": "cpu", "time": (path / "run.json").stat().st_mtime}
+        return found
+
+    def _want(self, name: str, device: str, tries: int = 0, since: float | None = None) -> None:
+        wanted = {"device": device, "since": time.time() if since is None else since, "tries": tries}
+        write_files(self.root / name, {_WANTED: json_text(wanted).encode()})
+
+    def _is_locked(self, name: str) -> bool:
+        lock = FileLock(self.root / name / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    # For workers
+
+    def begins(self, name: str) -> bool:
+        """Note one more try at a run; False where too many came to nothing, which is then its failure."""
+        wanted = _read(self.root / name / _WANTED)
+        if wanted is None:
+            return False
+        if wanted["tries"] >= TRIES:
+            self.ended(name, error=f"Its worker ended without a word {TRIES} times; perhaps memory ran out. Resume it "
+                       "with fewer methods, or on another machine.")  # fmt: skip
+            return False
+        self._want(name, wanted["device"], wanted["tries"] + 1, wanted["since"])
+        return True
+
+    def ended(self, name: str, *, error: str = "") -> None:
+        """Note that a run is over."""
+        folder = self.root / name
+        if error:
+            write_files(folder, {_FAILURE: json_text({"error": error}).encode()})
+        (folder / _WANTED).unlink(missing_ok=True)
+
+    @contextmanager
+    def working(self, name: str) -> Iterator[None]:
+        """Hold a run's lock, which ends with the process however that ends.
+
+        Raises:
+            filelock.Timeout: Somebody else works on it.
+        """
+        # Pages try the lock for a moment to see whether somebody holds it.
+        with FileLock(self.root / name / _LOCK, timeout=10):
+            (self.root / name / _PROGRESS).unlink(missing_ok=True)
+            yield
+
+    def teller(self, name: str) -> Teller:
+        """What a worker calls as it comes along."""
+        return Teller(self.root / name)
+
+
+_TOLD = ("done", "total", "what", "rate")
+
+
+class Teller:
+    """Writes how far a run is, at most twice a second.
+
+    Args:
+        path: Of the run's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._last = 0.0
+        self._began: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """See `execution.Told`."""
+        now = time.monotonic()
+        if self._began is None or done < self._began[1]:
+            self._began = (now, done)
+        if now - self._last < _SECONDS:
+            return
+        self._last = now
+        began, before = self._began
+        rate = (done - before) / (now - began) if now > began else 0.0
+        content = {"done": done, "total": total, "what": what, "rate": rate}
+        write_files(self.path, {_PROGRESS: json_text(content).encode()})
+
+
+def _made(folder: RunFolder) -> dict[str, Any]:
+    """Explanations that are there and of the plan."""
+    if not folder.exists:
+        return {}
+    there = folder.present()
+    done = sum(shard.count for shard in folder.plan if shard.key in there)
+    return {"done": done, "total": sum(shard.count for shard in folder.plan)}
+
+
+def _is_run(path: Path) -> bool:
+    return (path / _ASKED).is_file() or (path / "run.json").is_file()
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
