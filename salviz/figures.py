@@ -55,7 +55,13 @@ def method_colour(family: str, place: int) -> str:
     return f"hsl({FAMILY_HUES[family]},{saturation}%,{lightness}%)"
 
 
-def _layout(palette: Palette, height: int) -> dict[str, object]:
+def layout(palette: Palette, height: int) -> dict[str, object]:
+    """What all charts have in common.
+
+    Args:
+        palette: Of the theme.
+        height: Pixels.
+    """
     return {
         "height": height,
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
@@ -138,7 +144,7 @@ def similarity_against_magnitude(
             )
         )
     figure.add_vline(x=magnitudes[current], line={"color": palette.muted, "width": 1, "dash": "dot"})
-    figure.update_layout(**_layout(palette, 300))
+    figure.update_layout(**layout(palette, 300))
     figure.update_layout(
         showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
@@ -203,7 +209,7 @@ def agreement(
     )  # fmt: skip
     # Numbered names run down the right, the numbers along the top: slanted names would leave a phone no room for cells.
     longest = max(len(name) for name in names)
-    figure.update_layout(**_layout(palette, _CELL * len(names) + 40))
+    figure.update_layout(**layout(palette, _CELL * len(names) + 40))
     figure.update_layout(margin={"l": 8, "r": round(6.2 * longest) + 32, "t": 32, "b": 8})
     axis = {"tickvals": list(range(len(names))), "showgrid": False, "fixedrange": True, "ticks": ""}
     numbers = [str(place) for place in range(1, len(names) + 1)]
@@ -274,7 +280,7 @@ def randomisation(
         )  # fmt: skip
     if current is not None:
         figure.add_vline(x=current, line={"color": palette.muted, "width": 1, "dash": "dot"})
-    figure.update_layout(**_layout(palette, 460))
+    figure.update_layout(**layout(palette, 460))
     figure.update_layout(
         showlegend=True,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

@@ -203,6 +203,7 @@ def _make(
     first = group[0]
     part = items[first.first : first.first + first.count]
     measure, spec = measures.get(first.metric), folder.spec
+    counts.begin(f"{classifier.title}, {measure.title}, from picture {first.first + 1}")
     how = measure.settings(spec.metrics[first.metric])
     started = time.perf_counter()
 
@@ -211,7 +212,6 @@ def _make(
             raise Cancelled
         counts.step(done, total)
 
-    counts.begin(f"{first.model}, {first.metric}, from picture {first.first + 1}")
     work = Work(spec.seed, options.batch_size, progress)
     rows: Rows = {shard.method: [] for shard in group}
     able: dict[str, Settings] = {}

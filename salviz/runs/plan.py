@@ -24,7 +24,8 @@ Settings = Mapping[str, Any]
 # What shows results changes none of them.
 _SHOWING = frozenset(
     {"cli", "ui", "__main__", "colormaps", "comparison", "export", "figures", "filmstrip", "jobs", "overlay", "render",
-     "summary", "training"}
+     "summary", "training", "runs/estimate", "runs/exports", "runs/plots", "runs/results", "runs/rollup",
+     "runs/shelf", "runs/summary", "runs/words", "runs/worker"}
 )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def code_digest() -> str:
     root = Path(salviz.__file__).parent
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if name.parts[0].removesuffix(".py") not in _SHOWING:
+        if not _SHOWING & {name.parts[0].removesuffix(".py"), name.with_suffix("").as_posix()}:
             state.update(f"{name.as_posix()}\n".encode() + path.read_bytes() + b"\0")
     return state.hexdigest()
 

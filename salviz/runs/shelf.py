@@ -18,9 +18,12 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from salviz import datasets
 from salviz.errors import RequestError
+from salviz.images import Picture
 from salviz.plain import json_text, write_files
 from salviz.runs.folder import RunFolder
+from salviz.runs.measures import Item
 from salviz.runs.spec import Spec
 
 VARIABLE = "SALVIZ_RUNS_DIR"
@@ -111,6 +114,21 @@ class Shelf:
         """
         folder = self.folder(name)
         return folder.spec if folder.exists else Spec.from_dict(self._asked(name)["spec"])
+
+    def open(self, name: str, place: int) -> Picture:
+        """Open a picture of a run's sample, if it is still what it was.
+
+        Raises:
+            SalvizError: There is no such run or picture, or it cannot be read any more.
+        """
+        folder = self.folder(name)
+        if not 0 <= place < len(folder.sample):
+            raise RequestError(f"The run {name} has no picture {place}.")
+        one = folder.sample[place]
+        pictures = datasets.open_set(folder.spec.data)
+        places = {entry.name: place for place, entry in enumerate(pictures.entries)}
+        source = (pictures, places[one.name]) if one.name in places else None
+        return Item(place, one.name, None, one.fingerprint, source).open()
 
     def submit(self, spec: Spec, device: str) -> str:
         """Ask for a run; whoever asks for the same gets the same.

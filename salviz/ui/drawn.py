@@ -42,7 +42,7 @@ def _exact(pixels: Pixels) -> str:
     return data_uri(png(pixels))
 
 
-def _photographic(pixels: Pixels) -> str:
+def photographic(pixels: Pixels) -> str:
     """Whatever holds a photograph: a fifth of the bytes of a PNG, and no difference on a screen.
 
     Downloads are exact; what is only looked at should be there at once, in a class and on a phone too.
@@ -55,7 +55,7 @@ def card(digest: str, row: int, choices: Display, width: int, background: int, _
     """A variant's card: what the model saw beside its map laid back."""
     from salviz import render
 
-    return _photographic(resize_for_display(render.row_card(_exploration, row, choices, background=background), width))
+    return photographic(resize_for_display(render.row_card(_exploration, row, choices, background=background), width))
 
 
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
@@ -63,7 +63,7 @@ def overlay(digest: str, row: int, choices: Display, width: int, is_aligned: boo
     """A row's map over its own frame, or laid back on the clean one."""
     from salviz import render
 
-    return _photographic(
+    return photographic(
         resize_for_display(render.row_overlay(_exploration, row, choices, is_aligned=is_aligned), width)
     )
 
@@ -73,7 +73,7 @@ def photograph(digest: str, _picture: Picture) -> str:
     """A photograph alone, before there is a map of it."""
     from salviz import render
 
-    return _photographic(render.photograph(_picture))
+    return photographic(render.photograph(_picture))
 
 
 @st.cache_data(show_spinner=False, max_entries=200, max_size="128MB")
@@ -84,7 +84,7 @@ def pictures(
     from salviz import render
 
     found = render.pictures(_exploration, _picture, choices)
-    return _photographic(found.photo), _exact(found.map), _photographic(found.overlay), found.low, found.high
+    return photographic(found.photo), _exact(found.map), photographic(found.overlay), found.low, found.high
 
 
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
@@ -113,7 +113,7 @@ def compared(
     from salviz import render
 
     found = render.compared(_exploration, _picture, choices, part=part, width=width, scale=_scale)
-    return _exact(found) if part == "map" else _photographic(found)
+    return _exact(found) if part == "map" else photographic(found)
 
 
 @st.cache_data(show_spinner=False, max_entries=2000, max_size="128MB")
@@ -149,4 +149,4 @@ def stage(digest: str, method: str, place: int, choices: Display, _strip: Strip)
     """One net's map over what the model sees."""
     from salviz import filmstrip
 
-    return _photographic(filmstrip.stage(_strip, method, place, choices, is_overlay=True))
+    return photographic(filmstrip.stage(_strip, method, place, choices, is_overlay=True))

@@ -23,6 +23,7 @@ def _pages() -> list[StreamlitPage]:
         st.Page(explore, title="Explore", url_path="explore", visibility="hidden"),
         st.Page(_ROOT / "pages" / "compare.py", title="Compare", url_path="compare"),
         st.Page(_ROOT / "pages" / "sanity.py", title="Sanity checks", url_path="sanity"),
+        st.Page(_ROOT / "pages" / "batch.py", title="Batch", url_path="batch"),
     ]
 
 
@@ -50,7 +51,8 @@ def run() -> None:
         return
     name = _name(page)
     state.adopt_url(name)
-    pick = sidebar.choose(name)
+    # Runs have pictures, models and methods of their own; what is picked for the other pages stays.
+    pick = sidebar.choose(name) if name != "batch" else sidebar.Pick(None, None, None, [])
     if st.session_state.pop("_switch", None):
         # A callback cannot open a page; and before the sidebar is drawn, Streamlit would forget what was picked there.
         st.switch_page(pages[0], query_params=state.leave_for("explore"))

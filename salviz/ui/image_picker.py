@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from salviz.errors import ImageError, SalvizError
@@ -20,6 +22,8 @@ from salviz.ui import gallery, state
 
 UPLOAD_BYTES = 16 * 2**20
 _UPLOAD = "upload"
+OF_RUN = "run:"
+"""Begins the source of a picture of a batch run: `run:<name>/<place in its sample>`."""
 _FASHION = 50
 """Fashion-MNIST pictures in the list; a link may name any of the thousand."""
 
@@ -41,6 +45,9 @@ def choose(problems: list[str]) -> Picture | None:
             problems.append(str(error))
     if uploaded is not None:
         titles[_UPLOAD] = uploaded.name or "Your picture"
+    of_run = _of_run(st.session_state["image"])
+    if of_run is not None:
+        titles[st.session_state["image"]] = of_run.name
     if st.session_state["image"] not in titles:
         if st.session_state["image"] == _UPLOAD:
             state.notice("The link shows an uploaded picture, which cannot travel in a link: upload it again.")
@@ -55,11 +62,32 @@ def choose(problems: list[str]) -> Picture | None:
     chosen = st.session_state["image"]
     if chosen == _UPLOAD:
         return uploaded
+    if of_run is not None and chosen == of_run.source:
+        return of_run
     try:
         return open_source(chosen)
     except ImageError as error:
         problems.append(str(error))
         return None
+
+
+def _of_run(source: str) -> Picture | None:
+    """The picture of a batch run that a link names, or None."""
+    if not source.startswith(OF_RUN):
+        return None
+    try:
+        return _opened(source)
+    except SalvizError:
+        return None
+
+
+@st.cache_resource(show_spinner=False, max_entries=50)
+def _opened(source: str) -> Picture:
+    from salviz.runs.shelf import Shelf
+
+    name, _, place = source.removeprefix(OF_RUN).rpartition("/")
+    picture = Shelf().open(name, int(place) if place.isdecimal() else -1)
+    return replace(picture, source=source, shareable=True)
 
 
 def _fashion(current: str) -> dict[str, str]:

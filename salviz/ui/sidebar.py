@@ -115,7 +115,7 @@ def load(model_id: str, problems: list[str]) -> Any:
     card = next((card for card in CARDS if card.id == model_id), None)
     name = card.title if card else model_id
     try:
-        _check_path(model_id)
+        check_path(model_id)
         if classifiers().is_loaded(model_id, **options):
             return classifiers().get(model_id, **options)
         with st.spinner(f"Loading {name} …", show_time=True):
@@ -125,7 +125,7 @@ def load(model_id: str, problems: list[str]) -> Any:
         return None
 
 
-def _check_path(model_id: str) -> None:
+def check_path(model_id: str) -> None:
     """Visitors may name weight files only inside the folder the server offers."""
     if ".safetensors" not in model_id and "/" not in model_id.partition(":")[0]:
         return

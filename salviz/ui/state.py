@@ -34,6 +34,16 @@ COMPARED = (
 """The methods a first visit compares: cheap ones of several families, and the controls."""
 
 
+PARTS = {
+    "scores": "Scores",
+    "spread": "Spread",
+    "groups": "Groups",
+    "strength": "Strength of change",
+    "pictures": "Pictures",
+}
+"""Parts of a run's results, and their titles."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One thing a link holds.
@@ -178,6 +188,15 @@ FIELDS: tuple[Field, ...] = (
     Field("measure", "spearman_abs", page="sanity"),
     Field("shown", "gradient", page="sanity"),
     Field("stage", "trained", page="sanity"),
+    Field("run", "", page="batch"),
+    Field("part", "scores", _one_of(*PARTS), page="batch"),
+    Field("score", "", page="batch"),
+    Field("of", "", page="batch"),
+    Field("by", "correct", _one_of("correct", "confidence", "class"), page="batch"),
+    Field("sort", "", page="batch"),
+    Field("first", "low", _one_of("low", "high"), page="batch"),
+    Field("which", "all", _one_of("all", "right", "wrong"), page="batch"),
+    Field("change", "", page="batch"),
     Field(
         "turn", "rotate", _one_of(*(key for key, card in AUGMENTATIONS.items() if card.has_magnitude)), page="explore"
     ),
@@ -189,7 +208,29 @@ SETTING = "set."
 
 
 _LOOKS = frozenset(
-    {"cmap", "alpha", "sign", "span", "veil", "scale", "cells", "turn", "at", "alike", "measure", "shown", "stage"}
+    {
+        "cmap",
+        "alpha",
+        "sign",
+        "span",
+        "veil",
+        "scale",
+        "cells",
+        "turn",
+        "at",
+        "alike",
+        "measure",
+        "shown",
+        "stage",
+        "part",
+        "score",
+        "of",
+        "by",
+        "sort",
+        "first",
+        "which",
+        "change",
+    }
 )
 
 
