@@ -131,7 +131,7 @@ def scores(folder: RunFolder, *, draws: int = 1000) -> list[Scored]:
     ]
     for (model, method, metric, quantity), sums in _grouped(folder, _VALUES, 4).items():
         total, count, undefined = sums.sum(axis=0)
-        score = Score(value=total / count if count else math.nan, count=int(count), undefined=int(undefined))
+        score = Score(value=float(total / count) if count else math.nan, count=int(count), undefined=int(undefined))
         if len(sums) > 1:
             drawn = resample(sums[:, :2], draws, np.random.default_rng(folder.spec.seed))
             means = np.divide(drawn[:, 0], drawn[:, 1], out=np.full(draws, np.nan), where=drawn[:, 1] > 0)
