@@ -200,7 +200,7 @@ def _progress(shelf: Shelf, shown: Standing) -> None:
         ensure(shelf, standing.device)
     with st.container(horizontal=True, vertical_alignment="center"):
         share = min(1.0, standing.done / standing.total) if standing.total else 0.0
-        st.progress(share if standing.state == "running" else 0.0, text=_told(standing))
+        st.progress(share if standing.state == "running" else 0.0, text=told(standing))
         st.button("Cancel", key="cancel", on_click=_cancel, args=(shelf, standing.name))
     _look_again(standing)
 
@@ -218,7 +218,8 @@ def _look_again(standing: Standing) -> None:
             st.rerun()
 
 
-def _told(standing: Standing) -> str:
+def told(standing: Standing) -> str:
+    """How far a run is, for its bar of progress."""
     if standing.state == "waiting":
         if not standing.place:
             return "Its worker is starting …"

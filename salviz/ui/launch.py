@@ -94,7 +94,11 @@ def _pictures(problems: list[str]) -> tuple[Any, int]:
         "As many of each class", key="new_stratified", disabled=not labels, persist_state="session",
         help="As far as there are so many.",
     )  # fmt: skip
-    classes = f"{len(labels):,} classes" if labels else "no labels: the prediction for the clean picture stands for one"
+    classes = (
+        panels.counted(len(labels), "class", "classes")
+        if labels
+        else "no labels: the prediction for the clean picture stands for one"
+    )
     st.caption(f"{len(data):,} pictures, {classes}. All methods and models see the same ones.")
     return data, most if takes_all else int(count)
 

@@ -120,7 +120,7 @@ def _scores(view: View, found: Overview) -> None:
 
 def _chart(figure: Any, key: str, alt: str) -> None:
     options = {**_CHART, "toImageButtonOptions": {"format": "svg", "filename": f"salviz-{key}"}}
-    st.plotly_chart(figure, theme=None, key=f"chart.{key}", config=options, alt=alt)
+    st.plotly_chart(figure, theme=None, key=f"chart_{key}", config=options, alt=alt)
 
 
 def choose_score(found: Overview) -> tuple[str, str]:

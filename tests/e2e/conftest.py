@@ -151,7 +151,9 @@ def attention_network(tmp_path_factory: pytest.TempPathFactory) -> str:
 def server(browser: Any, attention_network: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server most tests share; warm, with the first map computed."""
     folder = str(Path(attention_network.partition("@")[0]).parent)
-    started = start_server(tmp_path_factory.mktemp("server") / "log.txt", SALVIZ_MODEL_DIR=folder)
+    runs = str(tmp_path_factory.mktemp("runs"))
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    started = start_server(log, SALVIZ_MODEL_DIR=folder, SALVIZ_RUNS_DIR=runs)
     try:
         page = browser.new_context(viewport=WIDE).new_page()
         page.goto(started.url)
