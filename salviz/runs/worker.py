@@ -49,6 +49,7 @@ def work(shelf: Shelf, device: str) -> None:
 
 def _make(shelf: Shelf, name: str, device: str) -> None:
     from salviz.runs.execution import Options, begin, resume
+    from salviz.runs.results import overview
 
     folder = shelf.folder(name)
     try:
@@ -65,6 +66,8 @@ def _make(shelf: Shelf, name: str, device: str) -> None:
             if not folder.exists:
                 begin(shelf.spec(name), folder, options, told=told)
             resume(folder, options, told=told)
+            # The tables of a large run take a while; whoever opens its page should not wait for them.
+            overview(folder)
             shelf.ended(name)
     except Cancelled:
         # Unless somebody asked for it again meanwhile.

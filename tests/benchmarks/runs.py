@@ -7,6 +7,7 @@ import argparse
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,10 +18,12 @@ from pathlib import Path
 import torch
 
 from salviz import load
+from salviz.classifiers.layers import target_layer
 from salviz.datasets import open_set, sample
 from salviz.runs import Spec
 from salviz.runs.execution import Options, begin, resume
 from salviz.runs.folder import RunFolder
+from salviz.runs.table import scan
 from salviz.targets import ClassTarget
 from salviz.transforms import draw_variants
 from salviz.work import fitting
@@ -65,6 +68,55 @@ def end_to_end(photos: Path, images: int, repeat: int) -> Ratio:
         "the model's passes alone",
     )
     return compare(seconds, "run", "passes", titles, 1.25)
+
+
+def race(photos: Path, images: int, repeat: int) -> tuple[list[Ratio], str]:
+    """COSE of Grad-CAM on the same photographs, as the released pipeline works and as a run does."""
+    from tests.benchmarks.released import Released
+
+    spec = Spec(str(photos), (MODEL,), {"grad_cam": {}}, PAPER, images=images, group=8)
+    classifier = load(MODEL)
+    pictures = open_set(str(photos))
+    shown = [pictures.open(place) for place in sample(pictures.entries, images, seed=spec.seed)]
+    drawn = [list(draw_variants(spec.seed, one.digest)) for one in shown]
+    layer = target_layer(classifier, None).name
+    rows: dict[str, list[float]] = {}
+
+    def released(*, saves_figures: bool) -> None:
+        pipeline = Released(classifier, layer, saves_figures=saves_figures)
+        with classifier.lock:
+            found = [pipeline.picture(one, variants) for one, variants in zip(shown, drawn, strict=True)]
+        rows["released"] = [value for of_picture in found for _, value in of_picture]
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as place:
+            folder = RunFolder(place)
+            begin(spec, folder)
+            resume(folder)
+            with scan(folder.files()) as connection:
+                values = connection.execute("select place, setting, value from rows").fetchall()
+        known = {(place, setting): value for place, setting, value in values}
+        rows["run"] = [known[place, variant.token] for place, variants in enumerate(drawn) for variant in variants]
+
+    seconds = measure(
+        {
+            "released": lambda: released(saves_figures=False),
+            "figures": lambda: released(saves_figures=True),
+            "run": run,
+        },
+        repeat,
+    )
+    title = f"COSE of Grad-CAM on {images} photographs, the released pipeline's way"
+    found = [
+        compare(seconds, "released", "run", (f"{title}, nothing saved", "the run"), 8.0, least=True),
+        compare(seconds, "figures", "run", (f"{title}, with its figure an explanation", "the run"), 8.0, least=True),
+    ]
+    apart = [abs(one - other) for one, other in zip(rows["released"], rows["run"], strict=True)]
+    told = (
+        f"Its {len(apart)} similarities and the run's differ by {max(apart):.1g} at the most and "
+        f"{statistics.mean(apart):.1g} on average."
+    )
+    return found, told
 
 
 def _spec(images: int, **fields: object) -> Spec:
@@ -168,9 +220,11 @@ def main() -> None:
     try:
         found = [end_to_end(options.photos, options.images, options.repeat)]
         found.append(side_by_side(folder, 256, options.repeat))
+        against, same = race(options.photos, 8, options.repeat)
+        found += against
         parts = [
             "\n".join(table(found)),
-            f"{conditions(options.repeat).capitalize()}.",
+            f"{conditions(options.repeat).capitalize()}. {same}",
             "\n".join(growth(folder, (8, 64, 512))),
             crashes(folder, options.kills),
         ]
