@@ -91,6 +91,24 @@ class Request:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def data_range_of(text: str) -> str | float:
+    """SSIM's data range from a text.
+
+    Args:
+        text: `pair` or a positive number.
+
+    Raises:
+        RequestError: It is neither.
+    """
+    try:
+        number = text if text == "pair" else float(text)
+    except ValueError:
+        number = math.nan
+    if isinstance(number, float) and not 0 < number < math.inf:
+        raise RequestError(f"SSIM's data range must be “pair” or a positive number, not {text!r}.")
+    return number
+
+
 def request_for(
     picture: Picture,
     classifier: Classifier,

@@ -18,7 +18,6 @@ from salviz.cli.arguments import (
     split,
     whole,
 )
-from salviz.errors import RequestError
 
 if TYPE_CHECKING:
     from salviz.classifiers import Labels
@@ -80,12 +79,13 @@ def add(commands: Any) -> None:
 def _explain(options: argparse.Namespace) -> None:
     # The cheap checks come first: loading torch and a classifier takes seconds.
     from salviz.colormaps import colormap
+    from salviz.request import data_range_of
     from salviz.transforms import named_variants
 
     if options.colormap != "auto":
         colormap(options.colormap)
     picture = open_picture(options.image)
-    data_range = _data_range(options.data_range)
+    data_range = data_range_of(options.data_range)
     variants = named_variants(options.augment, options.seed, picture.digest)
 
     from salviz import explore, export, summary
@@ -122,13 +122,6 @@ def _explain(options: argparse.Namespace) -> None:
     print_lines(summary.lines(found, classifier, picture))
     if files:
         print(f"Wrote {', '.join(file.name for file in files)} to {options.out}")
-
-
-def _data_range(text: str) -> str | float:
-    try:
-        return text if text == "pair" else float(text)
-    except ValueError:
-        raise RequestError(f"SSIM's data range must be “pair” or a number such as 2.0, not {text!r}.") from None
 
 
 def _rival(labels: Labels, given: str | None) -> int | Literal["runner_up"] | None:

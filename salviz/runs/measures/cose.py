@@ -9,13 +9,14 @@ from salviz.classifiers.classifier import Classifier
 from salviz.errors import RequestError
 from salviz.exploring import Prepared, explore_set, prepare
 from salviz.images import Picture
-from salviz.request import Request, request_for
+from salviz.request import Request, data_range_of, request_for
 from salviz.runs.measures.card import Item, Rows, Settings, Work, ahead, register
 from salviz.scores import kinds
 from salviz.transforms import named_variants
 
 
 def _check_cose(settings: Settings) -> None:
+    data_range_of(settings["data_range"])
     if not named_variants(settings["augmentations"], 0, "") and not settings["changes"]:
         raise RequestError("COSE needs augmentations or changed models; there is nothing to compare with.")
 
@@ -36,7 +37,7 @@ def _cose(
         variants = named_variants(how["augmentations"], work.seed, picture.digest)
         ask = partial(
             request_for, picture, classifier, label=item.label, variants=variants, changes=how["changes"],
-            data_range=_data_range(how["data_range"]), seed=work.seed,
+            data_range=data_range_of(how["data_range"]), seed=work.seed,
         )  # fmt: skip
         requests = [ask(method=name, parameters=dict(given)) for name, given in methods.items()]
         return item, picture, requests, prepare(classifier, picture, requests[0].variants)
@@ -58,7 +59,3 @@ def _cose(
                 for setting, kind, value, outcome in columns
             ]  # fmt: skip
         yield rows
-
-
-def _data_range(text: str) -> str | float:
-    return text if text == "pair" else float(text)
