@@ -9,6 +9,6 @@ view = sanity.look(chosen, pick)
 panels.problems(view.problems)
 sanity.status(view)
 if view.found is None:
-    sanity.empty()
+    sanity.empty(view)
 else:
     sanity.results(view)

@@ -23,6 +23,9 @@ CALIBRATION = ("random", "edge")
 MOVED = 0.95
 """A stage counts as ignored while the maps stay this alike, as a share of the map's similarity with itself."""
 
+NAMED = 2
+"""So many stages at the most are named, and more are counted."""
+
 CARDS: tuple[MetricCard, ...] = (
     MetricCard(
         id="mprt",
@@ -154,7 +157,8 @@ def verdict(found: Curve, names: Sequence[str], *, floor: Curve | None = None, i
         deaf = [
             name for name, stage in zip(names, found.stages, strict=True) if stage.value >= MOVED * found.itself.value
         ]
-        phrases.append(f"ignores {len(deaf)} of {total} stages" if deaf else "moves with every stage")
+        some = ", ".join(deaf) if len(deaf) <= NAMED else f"{len(deaf)} of {total} stages"
+        phrases.append(f"ignores {some}" if deaf else "moves with every stage")
     elif still == total:
         phrases.append("ignores every stage" if total > 1 else f"ignores {names[0]}")
     elif still:
@@ -167,8 +171,10 @@ def verdict(found: Curve, names: Sequence[str], *, floor: Curve | None = None, i
         bottom = floor.stages[-1]
         reach = bottom.high if not np.isnan(bottom.high) else bottom.value
         low = last.low if not np.isnan(last.low) else last.value
-        ends = "ends " if total > 1 else ""
-        phrases.append(f"{ends}like a random map" if low <= reach else f"{ends}more alike than a random map")
+        if low <= reach:
+            phrases.append("ends like a random map" if total > 1 else "like a random map")
+        else:
+            phrases.append(f"{'ends ' if total > 1 else ''}at {last.value:.2f}, above a random map")
     undefined = max(stage.undefined for stage in found.stages)
     if undefined:
         phrases.append(f"undefined at up to {undefined} of {undefined + min(s.count for s in found.stages)} images")

@@ -121,8 +121,8 @@ class Measure:
 _LISTED = (
     Measure(
         "spearman_abs", "Spearman, absolute",
-        "Whether the same pixels are ranked high, whatever their sign; of two maps of the same picture times noise it "
-        "sees the picture.",
+        "Whether the same pixels are ranked high, whatever their sign. Maps that multiply noise with the picture stay "
+        "alike under it: they share the picture.",
         "spearman", "sum_abs", "percentile",
     ),
     Measure(

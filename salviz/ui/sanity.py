@@ -183,8 +183,11 @@ def _basis(found: Checked, pictures: int) -> str:
     return f"{what}{each}{smooth}, one picture: intervals need several."
 
 
-def empty() -> None:
+def empty(view: View) -> None:
     """The layout before there is anything to show."""
+    if view.followed is not None and view.followed.state != "running":
+        st.caption("Film strips and curves will stand here.")
+        return
     for column in st.columns([1.5, 1]):
         with column:
             for _ in range(3):

@@ -1,5 +1,6 @@
 """The Sanity checks page in a real browser: a cold deep link, stages, verdicts, its link; wide, narrow, light, dark."""
 
+import re
 from typing import Any
 
 import pytest
@@ -67,3 +68,42 @@ def test_the_pair_that_comes_with_salviz_tells_what_labels_do(server: Server, op
     # The address opens the same for somebody else.
     again = open_page(page.url)
     is_complete(again, "Beside Fashion CNN, permuted labels, 64 pictures; the strips show the first.")
+
+
+STEPS = re.compile(r"Randomising: (\d+) of \d+ steps")
+
+
+def steps(page: Any) -> int:
+    """How far the check is."""
+    told = page.get_by_text(STEPS)
+    expect(told.first).to_be_visible()
+    found = STEPS.search(told.first.inner_text())
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.slow
+def test_visitors_share_a_check_and_a_reload_finds_it_under_way(server: Server, open_page: Open) -> None:
+    link = f"{server.url}/sanity?image=sample%3Arocket&checked=gradient,guided_backprop,integrated_gradients"
+    first, second = open_page(link), open_page(link)
+    for page in (first, second):
+        button = page.get_by_role("button", name="Compute")
+        expect(button.or_(page.get_by_text(STEPS)).first).to_be_visible()
+        if button.is_visible():
+            button.click()
+        steps(page)
+    first.wait_for_function("() => !document.body.innerText.includes('Randomising: 0 of')")
+    before = steps(first)
+    assert before > 0
+    # Both look at the same work: the second never begins from nothing.
+    assert steps(second) > 0
+    first.reload()
+    assert steps(first) >= before
+    for page in (first, second):
+        is_complete(page, "19 nets with random weights", patience=240_000)
+    for title in ("Gradient", "Guided backprop", "Integrated gradients"):
+        strips = [
+            page.get_by_role("img", name=f"{title}: maps of").first.get_attribute("src") for page in (first, second)
+        ]
+        assert strips[0] == strips[1]
+        assert str(strips[0]).startswith("data:image/")

@@ -67,7 +67,7 @@ def test_golden_efficient_mprt() -> None:
     ("means", "phrases", "count"),
     [
         ((0.4, 0.3, 0.1, 0.0), ["moves with head", "ends like a random map"], 0),
-        ((0.99, 0.3, 0.1, 0.3), ["ignores head", "ends more alike than a random map"], 1),
+        ((0.99, 0.3, 0.1, 0.3), ["ignores head", "ends at 0.30, above a random map"], 1),
         ((1.0, 0.98, 0.6, 0.0), ["ignores the first 2 stages", "ends like a random map"], 2),
         ((1.0, 1.0, 0.99, 0.98), ["ignores every stage"], 4),
     ],
@@ -80,7 +80,9 @@ def test_verdicts_say_what_was_measured(means: tuple[float, ...], phrases: list[
 
 def test_verdicts_of_single_stages_and_of_the_undefined() -> None:
     found = flat(0.99, 0.2, 0.97, 0.4)
-    assert verdict(found, NAMES, is_cumulative=False) == ["ignores 2 of 4 stages"]
+    assert verdict(found, NAMES, is_cumulative=False) == [f"ignores {NAMES[0]}, {NAMES[2]}"]
+    many = verdict(flat(0.99, 0.97, 0.96, 0.4), NAMES, is_cumulative=False)
+    assert many == ["ignores 3 of 4 stages"]
     assert verdict(flat(0.5, 0.2, 0.3, 0.4), NAMES, is_cumulative=False) == ["moves with every stage"]
     values = np.full((1, 4, 16), 0.5)
     values[0, 2, :3] = np.nan

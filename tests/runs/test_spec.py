@@ -50,6 +50,8 @@ def test_no_json() -> None:
         ("cose", {"augmentation": "paper"}, "has no setting 'augmentation'"),
         ("cose", {"changes": "untrained"}, "is no value of changes"),
         ("cose", {"augmentations": "none", "changes": []}, "nothing to compare with"),
+        ("cose", {"data_range": "-1"}, "a positive number"),
+        ("cose", {"data_range": "wide"}, "a positive number"),
         ("randomisation", {"order": "sideways"}, "sideways"),
         ("randomisation", {"test": "labels"}, "Name the net"),
         ("randomisation", {"test": "luck"}, "weights, labels or class"),
