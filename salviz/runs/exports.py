@@ -27,7 +27,7 @@ _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 60rem; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 72rem; margin: 2rem auto;
   padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
@@ -44,9 +44,9 @@ pre { background: #f3f4f6; padding: .75rem; overflow-x: auto; font-size: .85rem;
 <p class="caption">Mean over pictures and settings, with the 95 % bootstrap interval over pictures.</p>
 {% for name, chart, caption in charts %}<h2>{{ name }}</h2>{{ chart|safe }}<p class="caption">{{ caption }}</p>
 {% endfor %}
-{% if failures %}<h2>What failed</h2><table><thead><tr><th>Model</th><th>Method</th><th>Pictures</th><th>Reason</th>
+{% if failures %}<h2>What failed</h2><table><thead><tr><th>Model</th><th>Method</th><th>Metric</th><th>Pictures</th><th>Reason</th>
 </tr></thead><tbody>{% for one in failures %}<tr><td>{{ one[0] }}</td><td>{{ one[1] }}</td><td>{{ one[2] }}</td>
-<td class="reason">{{ one[3] }}</td></tr>
+<td>{{ one[3] }}</td><td class="reason">{{ one[4] }}</td></tr>
 {% endfor %}</tbody></table>{% endif %}
 <h2>How it was made</h2><pre>{{ about }}</pre>
 </body></html>
@@ -119,7 +119,10 @@ def report(folder: RunFolder, found: Overview | None = None) -> bytes:
         lines=lines,
         charts=[(name, _html(figure), caption) for name, figure, caption in _charts(folder, found)],
         failures=[
-            (names.get(one.model, one.model), words.methods([one.method])[one.method], one.count, one.reason)
+            (
+                names.get(one.model, one.model), words.methods([one.method])[one.method], words.metric(one.metric),
+                one.count, one.reason,
+            )
             for one in found.failures
         ],
         about=json_text(folder.about, indent=2),

@@ -249,7 +249,7 @@ def groups(folder: RunFolder, model: str, metric: str, quantity: str, by: Group)
 
 
 def strengths(folder: RunFolder, model: str, metric: str, quantity: str) -> list[Strength]:
-    """Similarity under every setting, weakest change first.
+    """Similarity under every setting: augmentations by name and magnitude, stages in their order.
 
     Args:
         folder: Of the run.
@@ -260,7 +260,7 @@ def strengths(folder: RunFolder, model: str, metric: str, quantity: str) -> list
     query = """
         select method, name, level, value, kept, values_ from settings
         where model = ? and metric = ? and quantity = ? and kind != 'itself' and value is not null
-        order by method, name, level
+        order by method, coalesce(try_cast(replace(kind, 'stage ', '') as int), -1), name, level
     """
     with rollup.connect(folder) as connection:
         rows = connection.execute(query, [model, metric, quantity]).fetchall()

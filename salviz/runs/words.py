@@ -35,12 +35,21 @@ def models(ids: Iterable[str]) -> dict[str, str]:
     return {id: known.get(id, id) for id in ids}
 
 
-def score(metric: str, quantity: str) -> str:
-    """Name of a score."""
-    if metric == "cose" and quantity in _COSE:
+def metric(id: str) -> str:
+    """Name of a metric."""
+    return MEASURES[id].title if id in MEASURES else id
+
+
+def score(of: str, quantity: str) -> str:
+    """Name of a score.
+
+    Args:
+        of: Id of its metric.
+        quantity: What was measured.
+    """
+    if of == "cose" and quantity in _COSE:
         return _COSE[quantity]
-    title = MEASURES[metric].title if metric in MEASURES else metric
-    return f"{title}: {SIMILARITIES[quantity].title if quantity in SIMILARITIES else quantity}"
+    return f"{metric(of)}: {SIMILARITIES[quantity].title if quantity in SIMILARITIES else quantity}"
 
 
 def data(id: str) -> str:
@@ -50,8 +59,7 @@ def data(id: str) -> str:
 
 def run(spec: Spec) -> str:
     """A run in a few words."""
-    metrics = ", ".join(MEASURES[id].title if id in MEASURES else id for id in spec.metrics)
-    return f"{data(spec.data)} · {metrics}"
+    return f"{data(spec.data)} · {', '.join(map(metric, spec.metrics))}"
 
 
 def cell(value: Score) -> str:

@@ -78,6 +78,7 @@ def _failures(found: Overview) -> None:
             {
                 "Model": [names[one.model] for one in found.failures],
                 "Method": [titles[one.method] for one in found.failures],
+                "Metric": [words.metric(one.metric) for one in found.failures],
                 "Pictures": [one.count for one in found.failures],
                 "Reason": [one.reason for one in found.failures],
             },
