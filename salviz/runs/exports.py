@@ -44,7 +44,8 @@ pre { background: #f3f4f6; padding: .75rem; overflow-x: auto; font-size: .85rem;
 <p class="caption">Mean over pictures and settings, with the 95 % bootstrap interval over pictures.</p>
 {% for name, chart, caption in charts %}<h2>{{ name }}</h2>{{ chart|safe }}<p class="caption">{{ caption }}</p>
 {% endfor %}
-{% if failures %}<h2>What failed</h2><table><thead><tr><th>Model</th><th>Method</th><th>Metric</th><th>Pictures</th><th>Reason</th>
+{% if failures %}<h2>What failed</h2>
+<table><thead><tr><th>Model</th><th>Method</th><th>Metric</th><th>Pictures</th><th>Reason</th>
 </tr></thead><tbody>{% for one in failures %}<tr><td>{{ one[0] }}</td><td>{{ one[1] }}</td><td>{{ one[2] }}</td>
 <td>{{ one[3] }}</td><td class="reason">{{ one[4] }}</td></tr>
 {% endfor %}</tbody></table>{% endif %}

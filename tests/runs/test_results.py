@@ -256,3 +256,15 @@ def test_empty_tables_are_no_fault(tmp_path: Path) -> None:
     with table.scan(folder.files()) as connection:
         assert connection.execute("select count(*) from rows").fetchone() == (0,)
     assert results.overview(folder).scores == ()
+
+
+def test_stages_stand_in_the_order_in_which_they_were_randomised(tmp_path: Path) -> None:
+    from salviz import load
+    from salviz.classifiers.stages import find_stages
+
+    other = done(tmp_path / "run", spec(metrics={"randomisation": {}}, images=2))
+    found = [one.name for one in results.strengths(other, "fashion_cnn", "randomisation", "ssim")]
+    # Top-down is from the logits down.
+    assert set(found) == {stage.name for stage in find_stages(load("fashion_cnn"))}
+    numbered = {row["kind"]: row["setting"] for row in rows(other) if row["kind"] != "itself"}
+    assert found == 2 * [numbered[f"stage {place}"] for place in range(len(numbered))]
