@@ -26,7 +26,7 @@ MOST_SECONDS = float(os.environ.get("SALVIZ_MAX_RUN_SECONDS", "inf"))
 _UPLOAD_MB = 200
 _AUGMENTATIONS = {"default": "Thirteen, one strength each", "paper": "48, drawn as in the paper (COSE)"}
 _DEFAULTS: dict[str, Any] = {
-    "new_data": "fashion", "new_images": 100, "new_all": False, "new_stratified": True,
+    "new_data": "fashion", "new_classes": [], "new_images": 100, "new_all": False, "new_stratified": True,
     "new_models": ["fashion_cnn"], "new_methods": ["grad_cam", "gradient", "guided_backprop", "integrated_gradients"],
     "new_metrics": ["cose"], "new_augmentations": "default", "new_seed": 0,
 }  # fmt: skip
@@ -43,21 +43,21 @@ def form(problems: list[str]) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Pictures", anchor=False)
-        data, count = _pictures(problems)
+        data, count, is_all = _pictures(problems)
     with right:
         st.subheader("What is measured", anchor=False)
         _measured()
-    spec = _spec(data, count, problems)
+    spec = _spec(data, None if is_all else count, problems)
     panels.problems(problems)
     with st.container(key="status"):
-        if spec is not None and data is not None:
-            _offer(spec, spec.images or len(data))
+        if spec is not None:
+            _offer(spec, count)
         elif not problems:
             st.caption("Choose at least one model, one method and one metric.")
 
 
-def _pictures(problems: list[str]) -> tuple[Any, int]:
-    """The data set and how many of its pictures; None where there is none."""
+def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
+    """The data set or None, how many of its pictures, and whether these are all that were to choose from."""
     titles = {"fashion": "Fashion-MNIST sample, labelled", "samples": "Sample photographs"}
     titles |= {id: f"{name} (on this server)" for id, name in _offered(problems).items()}
     titles["upload"] = "A zip file of yours …"
@@ -70,17 +70,17 @@ def _pictures(problems: list[str]) -> tuple[Any, int]:
             help="Class folders named by number, WordNet id or name; or flat files that begin with a WordNet id.",
         )  # fmt: skip
         if file is None:
-            return None, 0
+            return None, 0, True
         id = _stored(file, problems)
     try:
         data = batch.opened(id)
     except SalvizError as error:
         problems.append(str(error))
-        return None, 0
+        return None, 0, True
     labels = {entry.label for entry in data.entries} - {None}
+    most = _classes(data, labels)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        takes_all = st.toggle(f"All {len(data):,}", key="new_all", persist_state="session")
-        most = len(data)
+        takes_all = st.toggle(f"All {most:,}", key="new_all", persist_state="session")
         st.session_state["new_images"] = min(int(st.session_state["new_images"]), most)
         count = st.number_input(
             "Pictures", min_value=1, max_value=most, key="new_images", disabled=takes_all, persist_state="session",
@@ -100,7 +100,21 @@ def _pictures(problems: list[str]) -> tuple[Any, int]:
         else "no labels: the prediction for the clean picture stands for one"
     )
     st.caption(f"{len(data):,} pictures, {classes}. All methods and models see the same ones.")
-    return data, most if takes_all else int(count)
+    return data, most if takes_all else int(count), takes_all or int(count) == most
+
+
+def _classes(data: Any, labels: set[Any]) -> int:
+    """Which classes; how many pictures they have."""
+    now = st.session_state
+    options = sorted(labels, key=lambda label: (isinstance(label, str), label))
+    now["new_classes"] = [label for label in now["new_classes"] if label in labels]
+    if len(options) > 1:
+        st.multiselect(
+            "Classes", options, format_func=str, key="new_classes", persist_state="session",
+            placeholder=f"All {len(options):,}", select_all=False,
+        )  # fmt: skip
+    wanted = set(now["new_classes"])
+    return sum(entry.label in wanted for entry in data.entries) if wanted else len(data)
 
 
 def _offered(problems: list[str]) -> dict[str, str]:
@@ -164,7 +178,7 @@ def _measured() -> None:
         panels.choice("Augmentations", _AUGMENTATIONS, "new_augmentations")
 
 
-def _spec(data: Any, count: int, problems: list[str]) -> Spec | None:
+def _spec(data: Any, count: int | None, problems: list[str]) -> Spec | None:
     """What was chosen; None while something is missing."""
     from salviz.runs import Spec, measures
 
@@ -182,7 +196,7 @@ def _spec(data: Any, count: int, problems: list[str]) -> Spec | None:
             measures.get(name).settings(given)
         return Spec(
             data.id, tuple(now["new_models"]), {name: {} for name in now["new_methods"]}, metrics,
-            images=None if count == len(data) else count,
+            images=count, classes=tuple(now["new_classes"]) or None,
             is_stratified=bool(now["new_stratified"]) and has_labels, seed=int(now["new_seed"]),
         )  # fmt: skip
     except SalvizError as error:

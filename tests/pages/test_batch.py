@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from salviz.images.fashion import FASHION, fashion_arrays
 from salviz.runs import Spec, worker
 from salviz.runs.shelf import Shelf
 from salviz.ui import batch, launch
@@ -88,6 +89,21 @@ def test_what_is_chosen_is_what_is_asked_for(visit_batch: Open) -> None:
     assert "run" not in app.query_params
     app.button(key="begin_run").click().run()
     assert Shelf().names() == [made]
+
+
+def test_classes_can_be_chosen(visit_batch: Open) -> None:
+    app = visit_batch()
+    app.multiselect(key="new_classes").set_value(["Sandal", "Bag"])
+    app.toggle(key="new_all").set_value(True).run()
+    assert not app.exception
+    told = texts(app).partition("maps of ")[2].partition(".")[0]
+    app.button(key="begin_run").click().run()
+    (made,) = Shelf().names()
+    asked = Shelf().spec(made)
+    assert (asked.images, asked.classes) == (None, ("Sandal", "Bag"))
+    labels = [FASHION[int(label)] for label in fashion_arrays()[1]]
+    count = sum(label in ("Sandal", "Bag") for label in labels)
+    assert told == f"{count} pictures"
 
 
 def test_nothing_chosen_cannot_be_started(visit_batch: Open) -> None:
