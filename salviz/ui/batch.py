@@ -104,7 +104,8 @@ def _history(view: View) -> None:
                 panels.plain(words.run(spec)), key=f"open.{name}", on_click=open_run, args=(name,), width="stretch",
                 type="primary" if is_shown else "tertiary", help=panels.plain(in_words(spec)),
             )  # fmt: skip
-            st.caption(f"{_STATES[standing.state]}, {_ago(standing.asked)}")
+            pictures = "all pictures" if spec.images is None else panels.counted(spec.images, "picture", "pictures")
+            st.caption(f"{_STATES[standing.state]}, {_ago(standing.asked)}; {pictures}")
         if len(names) > _LISTED:
             st.caption(f"And {len(names) - _LISTED} older ones.")
 
