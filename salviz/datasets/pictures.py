@@ -1,7 +1,7 @@
 """Sets of labelled pictures, listed at once and opened one by one.
 
 A set is named by a text that a spec, a link or the command line can hold: `fashion`, `samples`, `folder:PATH`,
-`zip:PATH`, or simply the path of a folder or of a zip file.
+`zip:PATH`, `torchvision:CLASS@PATH?option=value`, or simply the path of a folder or of a zip file.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def open_set(id: str) -> PictureSet:
     """Open a set by its name.
 
     Args:
-        id: `fashion`, `samples`, `folder:PATH`, `zip:PATH`, or the path of a folder or a zip file.
+        id: `fashion`, `samples`, `folder:PATH`, `zip:PATH`, the path of a folder or a zip file, or
+            `torchvision:` and what `TorchvisionSet` takes.
 
     Raises:
         DataError: There is no such set, or it cannot be read.
@@ -165,12 +166,19 @@ def open_set(id: str) -> PictureSet:
         return FolderSet(Path(rest))
     if colon and kind == "zip":
         return ZipSet(Path(rest))
+    if colon and kind == "torchvision":
+        from salviz.datasets.torchvisions import TorchvisionSet
+
+        return TorchvisionSet(rest)
     path = Path(id).expanduser()
     if path.is_dir():
         return FolderSet(path)
     if path.suffix.lower() == ".zip":
         return ZipSet(path)
-    raise DataError(f"There is no image set {id!r}; name {', '.join(known)}, the path of a folder or of a zip file.")
+    raise DataError(
+        f"There is no image set {id!r}; name {', '.join(known)}, the path of a folder or of a zip file, or a set of "
+        "torchvision as torchvision:CLASS@FOLDER."
+    )
 
 
 def sample(
