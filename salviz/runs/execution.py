@@ -129,7 +129,7 @@ def resume(
         begin(folder.spec, folder, options, told=told, accepts_changes=True)
     _refuse_changes(folder, {"code": code_digest(), "weights": {}})
     folder.sweep()
-    pictures = datasets.open_set(folder.spec.data)
+    pictures = datasets.open_set(folder.data)
     folder.note("started", part=list(options.part))
     there = folder.present()
     missing = [shard for shard in folder.plan if shard.key not in there]

@@ -115,6 +115,11 @@ class RunFolder:
         """What was asked."""
         return Spec.from_dict(self.about["spec"])
 
+    @property
+    def data(self) -> str:
+        """Name of the image set as it was when the run began: with the revision, where it has revisions."""
+        return str(self.about["data"])
+
     @cached_property
     def sample(self) -> list[Sampled]:
         """The pictures, in their order."""

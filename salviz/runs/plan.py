@@ -66,7 +66,7 @@ def label_of(given: int | str | None, labels: Labels) -> int | None:
     """Class number of what a set calls a class, or None where the classifier has no such class.
 
     Args:
-        given: A number, a WordNet id or a name; underscores in a name stand for spaces.
+        given: A number, a WordNet id, a name or all names of a class; underscores in a name stand for spaces.
         labels: Of the classifier.
     """
     if given is None or isinstance(given, int):
@@ -78,7 +78,7 @@ def label_of(given: int | str | None, labels: Labels) -> int | None:
     found = [
         index
         for index, name in enumerate(labels.names)
-        if wanted in (*name.casefold().split(", "), labels.short(index).casefold())
+        if wanted in (name.casefold(), *name.casefold().split(", "), labels.short(index).casefold())
     ]
     return found[0] if len(found) == 1 else None
 

@@ -125,7 +125,7 @@ class Shelf:
         if not 0 <= place < len(folder.sample):
             raise RequestError(f"The run {name} has no picture {place}.")
         one = folder.sample[place]
-        pictures = datasets.open_set(folder.spec.data)
+        pictures = datasets.open_set(folder.data)
         places = {entry.name: place for place, entry in enumerate(pictures.entries)}
         source = (pictures, places[one.name]) if one.name in places else None
         return Item(place, one.name, None, one.fingerprint, source).open()

@@ -137,7 +137,7 @@ def _drawn(
 
     classifier, found = loaded.classifier, {}
     able = [name for name in methods if registry.get(name).refusal(classifier) is None]
-    pictures = batch.opened(spec.data)
+    pictures = batch.opened(folder.data)
     known = {entry.name: place for place, entry in enumerate(pictures.entries)}
     for place in places:
         one = folder.sample[place]

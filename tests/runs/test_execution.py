@@ -16,12 +16,14 @@ import pytest
 from PIL import Image
 
 from salviz import explore, load, methods
+from salviz.classifiers.labels import Labels
 from salviz.errors import Cancelled, DataError, RequestError
 from salviz.images import open_source
 from salviz.request import request_for
 from salviz.runs import Spec, execution, table
 from salviz.runs.execution import Options, begin, resume
 from salviz.runs.folder import RunFolder
+from salviz.runs.plan import label_of
 from salviz.scores import kinds
 from salviz.transforms import Variant
 from tests.runs.conftest import done, spec
@@ -160,6 +162,26 @@ def test_pictures_that_cannot_be_read_are_counted_and_cost_no_other(tmp_path: Pa
     # The others have the numbers that they have beside sound pictures.
     columns = "image, method, metric, quantity, setting, value"
     assert rows(folder, columns, "error is null") == rows(whole, columns, "image in ('0.png', '1.png', '5.png')")
+
+
+def test_a_resumed_run_opens_the_set_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named as it was found then: here by its whole path, elsewhere by its revision."""
+    here = tmp_path / "here" / "set" / "Coat"
+    here.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (30, 30, 3), dtype=np.uint8)).save(here / "1.png")
+    monkeypatch.chdir(tmp_path / "here")
+    folder = RunFolder(tmp_path / "run")
+    begin(spec(data="set", images=1), folder)
+    monkeypatch.chdir(tmp_path)
+    resume(folder)
+    assert rows(folder, "distinct image, label, error") == [("Coat/1.png", 4, None)]
+
+
+def test_classes_are_found_by_number_id_name_and_all_their_names() -> None:
+    labels = Labels(("tench, Tinca tinca", "crane", "crane", "maillot, tank suit"), ("n1", "n2", "n3", "n4"))
+    known = {2: 2, 4: None, None: None, "n2": 1, "TENCH": 0, "Tinca_tinca": 0, "tench, Tinca tinca": 0, "crane": None,
+             "tank suit": 3, "suit": None, "maillot, suit": None}  # fmt: skip
+    assert {given: label_of(given, labels) for given in known} == known
 
 
 def test_a_method_that_fails_on_one_picture_fails_there_alone(
