@@ -68,6 +68,9 @@ NOT_IMPORTED = {
     "captum": "part of the agreed set of packages; tests compare with it",
 }
 
+# Imported where they are needed and by one module each, and listed in a file of their own.
+OPTIONAL = {"datasets": ("salviz/datasets/hugging_face.py", "requirements-hf.txt")}
+
 MODEL_LIBRARIES = {"torch", "torchvision", "timm", "captum", "safetensors", "huggingface_hub"}
 MAX_LINES = 400
 
@@ -235,13 +238,28 @@ def test_requirements_are_exactly_what_is_imported() -> None:
     def normal(name: str) -> str:
         return re.sub(r"[-_.]+", "-", name).lower()
 
-    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
-    listed = {normal(re.match(r"[\w.-]+", line)[0]) for line in lines if line and line[0] not in "#-"}
+    def listed_in(file: str) -> set[str]:
+        lines = (ROOT / file).read_text("utf-8").splitlines()
+        return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines if line and line[0] not in "#-"}
+
+    listed = listed_in("requirements.txt")
     homes = packages_distributions()
-    third_party = set().union(*map(other_imports, SOURCES)) - set(sys.stdlib_module_names)
+    third_party = set().union(*map(other_imports, SOURCES)) - set(sys.stdlib_module_names) - set(OPTIONAL)
     needed = {normal(homes[name][0]) for name in third_party}
     assert needed <= listed, f"imported but not listed: {needed - listed}"
     assert listed - needed == set(NOT_IMPORTED), "listed but not imported"
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_optional_packages_are_imported_by_one_module_inside_its_functions(name: str) -> None:
+    module, file = OPTIONAL[name]
+    assert re.findall(r"^[\w.-]+", (ROOT / file).read_text("utf-8"), re.MULTILINE) == [name]
+    assert [relative(path) for path in SOURCES if name in other_imports(path)] == [module]
+    tree = ast.parse((ROOT / module).read_text("utf-8"))
+    outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+    for node in (found for top in outside for found in ast.walk(top)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not ast.unparse(node).startswith((f"import {name}", f"from {name}"))
 
 
 def test_the_directions_are_still_the_projects() -> None:

@@ -26,7 +26,12 @@ def add(commands: Any) -> None:
     run.set_defaults(run=_run)
     run.add_argument("--spec", metavar="FILE", help="a JSON file with all that follows, instead of it")
     what = run.add_argument_group("what is measured")
-    what.add_argument("--data", metavar="SET", help="fashion, samples, a folder or a zip file")
+    what.add_argument(
+        "--data", metavar="SET",
+        help="fashion, samples, a folder, a zip file, torchvision:CLASS@FOLDER?option=value (such as "
+        "torchvision:CIFAR10@data?train=false), or hf:NAME@REVISION?option=value with the options split, config, "
+        "image, label and stream (such as hf:uoft-cs/cifar10?split=test)",
+    )  # fmt: skip
     what.add_argument("--models", metavar="IDS", help="default: tf_efficientnet_lite0")
     what.add_argument("--methods", metavar="IDS", help="default: grad_cam,gradient")
     what.add_argument("--metrics", metavar="IDS", help="cose (default), randomisation")

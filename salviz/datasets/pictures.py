@@ -1,7 +1,8 @@
 """Sets of labelled pictures, listed at once and opened one by one.
 
 A set is named by a text that a spec, a link or the command line can hold: `fashion`, `samples`, `folder:PATH`,
-`zip:PATH`, `torchvision:CLASS@PATH?option=value`, or simply the path of a folder or of a zip file.
+`zip:PATH`, `torchvision:CLASS@PATH?option=value`, `hf:NAME@REVISION?option=value`, or simply the path of a folder or of
+a zip file.
 """
 
 from __future__ import annotations
@@ -150,8 +151,8 @@ def open_set(id: str) -> PictureSet:
     """Open a set by its name.
 
     Args:
-        id: `fashion`, `samples`, `folder:PATH`, `zip:PATH`, the path of a folder or a zip file, or
-            `torchvision:` and what `TorchvisionSet` takes.
+        id: `fashion`, `samples`, `folder:PATH`, `zip:PATH`, the path of a folder or a zip file, or a set of another
+            library as `TorchvisionSet` and `HuggingFaceSet` name it after `torchvision:` and `hf:`.
 
     Raises:
         DataError: There is no such set, or it cannot be read.
@@ -170,6 +171,10 @@ def open_set(id: str) -> PictureSet:
         from salviz.datasets.torchvisions import TorchvisionSet
 
         return TorchvisionSet(rest)
+    if colon and kind == "hf":
+        from salviz.datasets.hugging_face import HuggingFaceSet
+
+        return HuggingFaceSet(rest)
     path = Path(id).expanduser()
     if path.is_dir():
         return FolderSet(path)
@@ -177,7 +182,7 @@ def open_set(id: str) -> PictureSet:
         return ZipSet(path)
     raise DataError(
         f"There is no image set {id!r}; name {', '.join(known)}, the path of a folder or of a zip file, or a set of "
-        "torchvision as torchvision:CLASS@FOLDER."
+        "another library that begins with torchvision: or hf:."
     )
 
 

@@ -54,6 +54,9 @@ def score(of: str, quantity: str) -> str:
 
 def data(id: str) -> str:
     """Name of a data set, without its path."""
+    kind, _, rest = id.partition(":")
+    if kind == "torchvision":
+        return rest.partition("@")[0]
     return _SETS.get(id) or id.rpartition("/")[2].rpartition(":")[2]
 
 
