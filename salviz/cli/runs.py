@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         "--data", metavar="SET",
         help="fashion, samples, a folder, a zip file, torchvision:CLASS@FOLDER?option=value (such as "
         "torchvision:CIFAR10@data?train=false), or hf:NAME@REVISION?option=value with the options split, config, "
-        "image, label and stream (such as hf:uoft-cs/cifar10?split=test)",
+        "image, label, labels and stream (such as hf:uoft-cs/cifar10?split=test)",
     )  # fmt: skip
     what.add_argument("--models", metavar="IDS", help="default: tf_efficientnet_lite0")
     what.add_argument("--methods", metavar="IDS", help="default: grad_cam,gradient")

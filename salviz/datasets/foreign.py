@@ -47,6 +47,18 @@ def named(name: str, options: Mapping[str, str]) -> str:
     return f"{name}{mark}{urlencode(sorted(options.items()), safe='/')}"
 
 
+def has_names(options: Mapping[str, str]) -> bool:
+    """Whether classes go by their names, as they do unless the option `labels=numbers` is given.
+
+    Raises:
+        DataError: The option has another value.
+    """
+    chosen = options.get("labels", "names")
+    if chosen not in ("names", "numbers"):
+        raise DataError(f"The option labels is names or numbers, not {chosen!r}.")
+    return chosen == "names"
+
+
 def class_name(name: str) -> int | str:
     """A class as a set lists it, read as the name of a class folder is: digits alone are a number."""
     return int(name) if name.isascii() and name.isdecimal() else name

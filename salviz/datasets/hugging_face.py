@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from salviz.datasets.foreign import class_name, named, with_options
+from salviz.datasets.foreign import class_name, has_names, named, with_options
 from salviz.datasets.pictures import MOST, Entry, PictureSet
 from salviz.errors import DataError, ImageError
 from salviz.images import Picture, decode
 from salviz.images.decoding import MAX_BYTES, check_file_size
 
-OPTIONS = ("config", "image", "label", "split", "stream")
+OPTIONS = ("config", "image", "label", "labels", "split", "stream")
 
 MOST_STREAMED = 100_000
 """Examples that are kept of a stream."""
@@ -40,7 +40,8 @@ class HuggingFaceSet(PictureSet):
         rest: `NAME@REVISION?option=value&...`, or a folder in place of `NAME@REVISION`: one that `save_to_disk` wrote,
             or one of Parquet files or pictures as `load_dataset` takes them. Options are `split`, `config`, `image` and
             `label` (names of columns), and `stream`: read only the first so many examples, which are all of the set
-            then, and download no more than they take.
+            then, and download no more than they take; and `labels=numbers`, for a classifier that has the numbers of
+            the set and not its names.
 
     Raises:
         DataError: There is no such set, it holds no pictures, or `datasets` is not installed.
@@ -51,6 +52,7 @@ class HuggingFaceSet(PictureSet):
         for option in self._options:
             if option not in OPTIONS:
                 raise DataError(f"An hf set has no option {option!r}; it has {', '.join(OPTIONS)}.")
+        has_names(self._options)
         library = _library()
         count = _count(self._options.get("stream"))
         folder = _folder(name)
@@ -128,7 +130,7 @@ class HuggingFaceSet(PictureSet):
             return image, None, lambda value: None
         kind = features.get(label)
         if isinstance(kind, library.ClassLabel):
-            names = [class_name(name) for name in kind.names or ()]
+            names = [class_name(name) for name in kind.names or ()] if has_names(self._options) else []
             return image, label, lambda value: _name_of(value, names)
         if getattr(kind, "dtype", "").startswith(("int", "uint")):
             return image, label, lambda value: _name_of(value, [])

@@ -85,6 +85,8 @@ def test_pictures_and_classes_are_those_that_were_stored(tmp_path: Path, kind: s
         assert np.array_equal(found.open(place).pixels(), pixels(seed))
         assert found.open(place).image.mode == "RGB"
     assert len({found.fingerprint(place) for place in range(len(seeds))}) == len(seeds)
+    numbered = open_set(f"{found.id}&labels=numbers")
+    assert [entry.label for entry in numbered.entries] == [seed % 3 for seed in seeds]
     again = open_set(found.id)
     assert again.id == found.id
     assert again.entries == found.entries
@@ -202,7 +204,11 @@ def test_damaged_examples_cost_a_sentence_each(tmp_path: Path, options: str) -> 
         ("{}/saved?stream=3", "save_to_disk is not streamed"),
         ("{}/set?stream=0", "stream is a number of examples from 1 to 100000, not '0'"),
         ("{}/set?stream=all", "stream is a number of examples"),
-        ("{}/set?trust_remote_code=true", "no option 'trust_remote_code'; it has config, image, label, split, stream"),
+        (
+            "{}/set?trust_remote_code=true",
+            "no option 'trust_remote_code'; it has config, image, label, labels,",
+        ),
+        ("{}/set?labels=ids", "labels is names or numbers, not 'ids'"),
         ("{}/set?config=other", "The package datasets cannot read .*other"),
         ("{}/empty", "The package datasets cannot read"),
         ("{}/cut", "The package datasets cannot read"),

@@ -72,6 +72,9 @@ def test_mnist_files(tmp_path: Path) -> None:
     again = open_set(found.id)
     assert again.entries == found.entries
     assert again.fingerprint(3) == found.fingerprint(3)
+    numbered = open_set(f"torchvision:FashionMNIST@{tmp_path}?train=false&labels=numbers")
+    assert [entry.label for entry in numbered.entries] == labels.tolist()
+    assert open_set(numbered.id).entries == numbered.entries
     chosen = sample(found.entries, 10, is_stratified=True)
     assert {found.entries[place].label for place in chosen} == set(FASHION)
     assert {labels[place] for place in sample(found.entries, classes=["Coat"])} == {4}
@@ -142,6 +145,20 @@ def test_sets_that_list_files_and_labels_apart(tmp_path: Path) -> None:
     assert [entry.label for entry in found.entries] == ["Maine Coon", "Beagle"]
     assert np.array_equal(seen(found, 1), pixels["beagle_7"])
     assert [entry.name for entry in found.entries][1] == "oxford-iiit-pet/images/beagle_7.jpg"
+
+
+def test_imagenet_goes_by_wordnet_ids(tmp_path: Path) -> None:
+    names = {"n02123045": ("tabby", "tabby cat"), "n01440764": ("tench", "Tinca tinca")}
+    torch.save((names, ["n01440764", "n02123045"]), tmp_path / "meta.bin")
+    for seed, name in enumerate(names):
+        write(tmp_path / "val" / name / f"ILSVRC2012_val_{seed}.JPEG", noise(seed, 9, 9, 3))
+    found = open_set(f"torchvision:ImageNet@{tmp_path}?split=val")
+    assert {entry.name: entry.label for entry in found.entries} == {
+        "val/n02123045/ILSVRC2012_val_0.JPEG": "n02123045", "val/n01440764/ILSVRC2012_val_1.JPEG": "n01440764",
+    }  # fmt: skip
+    assert found.open(0).wordnet_id == found.entries[0].label
+    with pytest.raises(DataError, match=r"ILSVRC2012_img_train\.tar"):
+        open_set(f"torchvision:ImageNet@{tmp_path}")
 
 
 def made(monkeypatch: pytest.MonkeyPatch, item: Callable[[int], Any], **kept: Any) -> None:
@@ -221,6 +238,7 @@ def test_names_of_classes_as_sets_keep_them(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(labels(classes=[("a", "b"), ("c", "d")])) == {"c"}
     assert set(labels(classes=["0", "1"])) == {1}
     assert set(labels(class_to_idx={"Ada": 1, "Bob": 0})) == {"Ada"}
+    assert set(labels(classes=["0 - zero", "1 - one"])) == {1}
     assert set(labels(number=-1, classes=["a"])) == {None}
     assert set(labels(number=5)) == {5}
     # QMNIST keeps eight numbers each.
@@ -236,9 +254,10 @@ def test_names_of_classes_as_sets_keep_them(monkeypatch: pytest.MonkeyPatch) -> 
         ("VisionDataset.x@/", "has no image set"),
         ("FakeData@/", "has no image set 'FakeData'"),
         ("CIFAR10@/nowhere", r"does not find CIFAR10 whole in /nowhere; .* or add download=true\.$"),
-        ("ImageFolder@/nowhere", r"does not find ImageFolder whole in /nowhere; put its files there\.$"),
+        ("ImageFolder@/nowhere", "does not find ImageFolder whole in /nowhere: .*No such file"),
         ("CIFAR10@/nowhere?split=test", "CIFAR10 has no option 'split'; it has download, train"),
         ("CIFAR10@/nowhere?train=1", "train is true or false, not '1'"),
+        ("CIFAR10@/nowhere?labels=ids", "labels is names or numbers, not 'ids'"),
         ("CIFAR10@/nowhere?train", "are written"),
         ("CIFAR10@/nowhere?train=true&train=false", "given twice"),
         ("DTD@/nowhere?partition=one", "partition is a number, not 'one'"),
