@@ -98,13 +98,23 @@ class HuggingFaceSet(PictureSet):
                 found = library.load_from_disk(self._name)
                 splits = found if isinstance(found, dict) else {str(found.split or "all"): found}
                 return splits[self._one_of(list(splits))]
-            # Asked first: what is loaded without a split is all of them.
-            split = self._one_of(library.get_dataset_split_names(self._name, config, revision=revision))
+            if revision is not None:
+                # Without the hub the package takes what it has of the set, whichever commit that is.
+                found = library.load_dataset_builder(self._name, config, revision=revision)
+                if found.hash != revision:
+                    raise DataError(
+                        f"The hub cannot be reached, and the local cache has another commit of {self._name} than "
+                        f"{revision}."
+                    )
+            if "split" not in self._options:
+                # What is loaded without a split is all of them.
+                self._one_of(library.get_dataset_split_names(self._name, config, revision=revision))
+            split = self._options["split"]
             return library.load_dataset(self._name, config, split=split, revision=revision, streaming=count is not None)
         except DataError:
             raise
         except ConnectionError as error:
-            raise DataError(f"The hub cannot be reached, and {self._name} is not in the local cache.") from error
+            raise DataError(f"The hub cannot be reached, and {self._name} is not whole in the local cache.") from error
         except Exception as error:  # what people put into data sets raises nearly every exception
             raise DataError(f"The package datasets cannot read {self._name}: {_first_line(error)}") from error
 

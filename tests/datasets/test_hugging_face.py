@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -199,7 +200,9 @@ def test_damaged_examples_cost_a_sentence_each(tmp_path: Path, options: str) -> 
     ("name", "words"),
     [
         ("{}/nowhere", "There is no folder"),
-        ("{}/set?split=train", "has no split 'train'; it has test"),
+        ("{}/set?split=train", "cannot read .*train.*test"),
+        ("{}/set?split=train&stream=2", "cannot read .*train.*test"),
+        ("{}/splits?split=no", "has no split 'no'; it has test"),
         ("{}/two", r"Which split\? Add \?split= and one of (train, test|test, train)\."),
         ("{}/saved?stream=3", "save_to_disk is not streamed"),
         ("{}/set?stream=0", "stream is a number of examples from 1 to 100000, not '0'"),
@@ -221,6 +224,7 @@ def test_names_that_open_nothing(tmp_path: Path, name: str, words: str) -> None:
     parquet(tmp_path / "set", examples([0]))
     parquet(parquet(tmp_path / "two", examples([0])), examples([1]), "train")
     examples([0]).save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(test=examples([0])).save_to_disk(str(tmp_path / "splits"))
     (tmp_path / "empty").mkdir()
     examples([0]).save_to_disk(str(tmp_path / "cut"))
     next((tmp_path / "cut").glob("*.arrow")).write_bytes(b"no arrow file")
@@ -245,6 +249,7 @@ class Hub:
         self.error: Exception | None = None
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", self.info)
         monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *given, **named: ["train", "test"])
+        monkeypatch.setattr(datasets, "load_dataset_builder", self.builder)
         monkeypatch.setattr(datasets, "load_dataset", self.load)
 
     def info(self, name: str, *, revision: str | None, timeout: float) -> Any:
@@ -252,6 +257,9 @@ class Hub:
             raise self.error
         assert (name, revision) in (("org/set", None), ("org/set", "v1"))
         return huggingface_hub.DatasetInfo(id=name, sha=self.commit, tags=[])
+
+    def builder(self, name: str, config: str | None, *, revision: str) -> Any:
+        return SimpleNamespace(hash=revision)
 
     def load(self, name: str, config: str | None, **options: Any) -> Any:
         self.loaded.append((name, config, options["revision"], options["streaming"]))
@@ -273,6 +281,20 @@ def test_a_resumed_run_reads_the_commit_it_began_with(tmp_path: Path, monkeypatc
     # Who names the commit needs no hub.
     hub.error = OSError("no network")
     assert len(open_set(f"hf:org/set@{COMMIT}?split=test")) == 6
+
+
+def test_the_cache_serves_the_commit_that_is_named_and_no_other(tmp_path: Path) -> None:
+    """Offline, as the tests are; the cache is laid out as the package lays it out."""
+    open_set(f"hf:{parquet(tmp_path / 'set', examples(range(5)))}?split=test")
+    (made,) = (path.parent for path in (tmp_path / "cache").rglob("dataset_info.json"))
+    shutil.copytree(made, tmp_path / "cache" / "org___set" / "default" / "0.0.0" / COMMIT)
+    found = open_set(f"hf:org/set@{COMMIT}?split=test")
+    assert [entry.label for entry in found.entries] == ["Trouser", 7, "Coat", "Trouser", 7]
+    assert np.array_equal(found.open(4).pixels(), pixels(4))
+    assert open_set(f"hf:org/set@{COMMIT}").id == found.id
+    other = COMMIT[::-1]
+    with pytest.raises(DataError, match=f"the local cache has another commit of org/set than {other}"):
+        open_set(f"hf:org/set@{other}?split=test")
 
 
 def test_what_the_hub_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
