@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from PIL import Image
 
@@ -28,9 +28,12 @@ def with_options(rest: str) -> tuple[str, dict[str, str]]:
     if not mark:
         return rest, {}
     try:
-        pairs = parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))
+        # A plus is one, as in `train+test`, and no space.
+        pairs = parse_qsl(options.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(options))
     except ValueError as error:
         raise DataError(f"Options of a set are written ?name=value&name=value, not {options!r}.") from error
+    if not all(value for _, value in pairs):
+        raise DataError(f"An option has no value in {options!r}; give it one, or leave it out.")
     if len(dict(pairs)) < len(pairs):
         raise DataError(f"An option is given twice in {options!r}; give each once.")
     return name, dict(pairs)
@@ -44,7 +47,7 @@ def named(name: str, options: Mapping[str, str]) -> str:
         options: In any order.
     """
     mark = "?" if options or "?" in name else ""
-    return f"{name}{mark}{urlencode(sorted(options.items()), safe='/')}"
+    return f"{name}{mark}{urlencode(sorted(options.items()), safe='/+', quote_via=quote)}"
 
 
 def has_names(options: Mapping[str, str]) -> bool:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from salviz.datasets import PictureSet, open_set, sample
+from salviz.datasets.foreign import named, with_options
 from salviz.datasets.torchvisions import TorchvisionSet
 from salviz.errors import DataError, ImageError
 from salviz.runs import table
@@ -259,6 +260,7 @@ def test_names_of_classes_as_sets_keep_them(monkeypatch: pytest.MonkeyPatch) -> 
         ("CIFAR10@/nowhere?train=1", "train is true or false, not '1'"),
         ("CIFAR10@/nowhere?labels=ids", "labels is names or numbers, not 'ids'"),
         ("CIFAR10@/nowhere?train", "are written"),
+        ("CIFAR10@/nowhere?train=", "has no value"),
         ("CIFAR10@/nowhere?train=true&train=false", "given twice"),
         ("DTD@/nowhere?partition=one", "partition is a number, not 'one'"),
         ("SVHN@/nowhere?split=half", "SVHN does not take these options.*half"),
@@ -293,6 +295,13 @@ def test_labels_that_are_not_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
     made(monkeypatch, lambda place: (Image.new("RGB", (8, 8)), 2), targets=[1] * 4)
     with pytest.raises(DataError, match="cannot tell how Made keeps its classes"):
         open_set("torchvision:Made@/")
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "train+test", "word": "a b&c=d?e%/ü"}])
+@pytest.mark.parametrize("name", ["plain", "who?", "a@b/c"])
+def test_names_with_options_are_read_as_they_are_written(name: str, options: dict[str, str]) -> None:
+    assert with_options(named(name, options)) == (name, options)
+    assert with_options("name?split=train+test") == ("name", {"split": "train+test"})
 
 
 def test_folders_with_odd_names(tmp_path: Path) -> None:
