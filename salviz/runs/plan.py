@@ -74,11 +74,13 @@ def label_of(given: int | str | None, labels: Labels) -> int | None:
     known = labels.index_of_wordnet(given)
     if known is not None:
         return known
-    wanted = " ".join(given.replace("_", " ").casefold().split())
+    whole = " ".join(given.replace("_", " ").casefold().split())
+    # Some sets give a class two names, `T-shirt/top`, or the way to it, `/a/airfield`.
+    wanted = {whole, *filter(None, whole.split("/"))}
     found = [
         index
         for index, name in enumerate(labels.names)
-        if wanted in (name.casefold(), *name.casefold().split(", "), labels.short(index).casefold())
+        if not wanted.isdisjoint((name.casefold(), *name.casefold().split(", "), labels.short(index).casefold()))
     ]
     return found[0] if len(found) == 1 else None
 

@@ -314,7 +314,7 @@ def test_folders_with_odd_names(tmp_path: Path) -> None:
 def test_a_run_over_it_is_the_run_over_the_same_pictures_in_a_folder(tmp_path: Path) -> None:
     pixels, labels = fashion(tmp_path / "set", count=6)
     for place, (one, label) in enumerate(zip(pixels, labels, strict=True)):
-        # The shipped classifiers call it so.
+        # The shipped classifiers call it so, and a folder's name can have no slash.
         name = "T-shirt" if label == 0 else FASHION[label]
         write(tmp_path / "folder" / name / f"{place}.png", one)
 
