@@ -110,3 +110,5 @@ def ensure(shelf: Shelf, device: str) -> None:
                 # Neither the server's end nor a Ctrl-C in its terminal is the worker's.
                 start_new_session=True,
             )  # fmt: skip
+        # What it leaves in the system's table when it ends is taken away.
+        threading.Thread(target=_started[key].wait, name="salviz-worker", daemon=True).start()

@@ -180,7 +180,8 @@ def test_a_resumed_run_opens_the_set_that_it_began_with(tmp_path: Path, monkeypa
 def test_classes_are_found_by_number_id_name_and_all_their_names() -> None:
     labels = Labels(("tench, Tinca tinca", "crane", "crane", "maillot, tank suit"), ("n1", "n2", "n3", "n4"))
     known = {2: 2, 4: None, None: None, "n2": 1, "TENCH": 0, "Tinca_tinca": 0, "tench, Tinca tinca": 0, "crane": None,
-             "tank suit": 3, "suit": None, "maillot, suit": None, "Tench/fish": 0, "/t/tench": 0, "crane/maillot": None}  # fmt: skip
+             "tank suit": 3, "suit": None, "maillot, suit": None,
+             "Tench/fish": 0, "/t/tench": 0, "crane/maillot": None}  # fmt: skip
     assert {given: label_of(given, labels) for given in known} == known
 
 
