@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from salviz import __version__, datasets, load, methods
 from salviz.classifiers.classifier import Classifier
@@ -80,7 +84,7 @@ def begin(
         plan += shards(spec, classifier, _items(sample, pictures, classifier))
     digests = {"version": __version__, "code": code_digest(), "weights": weights, "data": pictures.id}
     if folder.exists and not accepts_changes:
-        _refuse_changes(folder, digests)
+        refuse_changes(folder.path, folder.about, digests)
     folder.begin(spec, sample, plan, digests)
 
 
@@ -95,69 +99,61 @@ def _sampled(pictures: PictureSet, place: int) -> Sampled:
     return Sampled(entry.name, label, isinstance(entry.label, int), fingerprint)
 
 
-def _refuse_changes(folder: RunFolder, now: Mapping[str, Any]) -> None:
-    before = folder.about
+def refuse_changes(where: Path | str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse code or weights that are not those a run was begun with.
+
+    Args:
+        where: The run, for the message.
+        before: What its `run.json` holds.
+        now: The digests at hand: `code`, and `weights` by model; a model that the run did not have is no change.
+
+    Raises:
+        RequestError: Something differs.
+    """
     if before["code"] != now["code"]:
         raise RequestError(
-            f"The run in '{folder.path}' was made with other code (version {before['version']}). Begin another one "
+            f"The run in '{where}' was made with other code (version {before['version']}). Begin another one "
             "elsewhere, or accept the change: what depends on it is then made anew."
         )
     for model, digest in now["weights"].items():
         if before["weights"].get(model, digest) != digest:
             raise RequestError(
-                f"The run in '{folder.path}' was made with other weights of {model}. Begin another one elsewhere, or "
+                f"The run in '{where}' was made with other weights of {model}. Begin another one elsewhere, or "
                 "accept the change: what depends on it is then made anew."
             )
 
 
-def resume(
-    folder: RunFolder, options: Options = Options(), *, told: Told = _quiet, accepts_changes: bool = False
-) -> None:
-    """Make what is missing of a run that was begun.
+Group = tuple[Shard, ...]
+"""Shards of one model, metric and group of images, whose methods share passes."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The shards of a group, computed and not written yet.
+
+    Attributes:
+        tables: Their rows.
+        failed: How many rows say why there is no value.
+        seconds: What it took.
+        by: Which worker made them; empty where there is but this process.
+    """
+
+    tables: Mapping[Shard, pa.Table]
+    failed: int
+    seconds: float
+    by: str = ""
+
+
+class Counts:
+    """Explanations made, told as they come.
 
     Args:
-        folder: Where it lives.
-        options: How it is computed.
-        told: Called as shards are made.
-        accepts_changes: Whether code or weights may have changed since: what depends on them is then made anew.
-
-    Raises:
-        Cancelled: Somebody asked the run to stop.
-        SalvizError: One plain sentence; what is written stays.
+        done: So many are there already.
+        total: Of the plan.
+        told: Is told.
     """
-    if accepts_changes:
-        begin(folder.spec, folder, options, told=told, accepts_changes=True)
-    _refuse_changes(folder, {"code": code_digest(), "weights": {}})
-    folder.sweep()
-    pictures = datasets.open_set(folder.data)
-    folder.note("started", part=list(options.part))
-    there = folder.present()
-    missing = [shard for shard in folder.plan if shard.key not in there]
-    total = sum(shard.count for shard in folder.plan)
-    counts = _Counts(total - sum(shard.count for shard in missing), total, told)
-    turn, parts = options.part
-    for model, of_model in groupby(missing, key=lambda shard: shard.model):
-        groups = [list(group) for _, group in groupby(of_model, key=lambda shard: (shard.metric, shard.first))]
-        mine = [group for group in groups if _turn(folder, group[0], parts) == turn]
-        if not mine:
-            continue
-        classifier = load(model, device=options.device)
-        _refuse_changes(folder, {"code": folder.about["code"], "weights": {model: classifier.digest}})
-        items = _items(folder.sample, pictures, classifier)
-        for group in mine:
-            _make(folder, classifier, items, group, options, counts)
-    folder.note("ended")
 
-
-def _turn(folder: RunFolder, shard: Shard, parts: int) -> int:
-    """Whose turn a group of images is: the same whatever is missing."""
-    return (shard.first // folder.spec.group) % parts
-
-
-class _Counts:
-    """Explanations made, told as they come."""
-
-    def __init__(self, done: int, total: int, told: Told) -> None:
+    def __init__(self, done: int = 0, total: int = 0, told: Told = _quiet) -> None:
         self.done, self.total, self.told = done, total, told
         self.what = ""
 
@@ -176,6 +172,86 @@ class _Counts:
         self.told(self.done, self.total, self.what)
 
 
+Engine = Callable[[RunFolder, Sequence[Group], Options, Counts], Generator[Made, None, None]]
+"""Computes the groups it is given, in any order, and counts and yields them as they are made; the caller writes them.
+It raises `Cancelled` once the folder says so."""
+
+
+def here(folder: RunFolder, groups: Sequence[Group], options: Options, counts: Counts) -> Generator[Made, None, None]:
+    """The engine of this process: one group after the other.
+
+    Args:
+        folder: Of the run.
+        groups: To be made.
+        options: How.
+        counts: Told between passes.
+
+    Raises:
+        Cancelled: Somebody asked the run to stop.
+        SalvizError: One plain sentence.
+    """
+    bench = Bench(folder.about, folder.data, folder.sample, options, where=folder.path)
+    for group in groups:
+        yield bench.make(group, counts, is_cancelled=lambda: folder.is_cancelled)
+
+
+def resume(
+    folder: RunFolder,
+    options: Options = Options(),
+    *,
+    told: Told = _quiet,
+    accepts_changes: bool = False,
+    engine: Engine = here,
+) -> None:
+    """Make what is missing of a run that was begun.
+
+    Args:
+        folder: Where it lives.
+        options: How it is computed.
+        told: Called as shards are made.
+        accepts_changes: Whether code or weights may have changed since: what depends on them is then made anew.
+        engine: Computes the shards.
+
+    Raises:
+        Cancelled: Somebody asked the run to stop.
+        SalvizError: One plain sentence; what is written stays.
+    """
+    if accepts_changes:
+        begin(folder.spec, folder, options, told=told, accepts_changes=True)
+    refuse_changes(folder.path, folder.about, {"code": code_digest(), "weights": {}})
+    folder.sweep()
+    folder.note("started", part=list(options.part))
+    there = folder.present()
+    missing = [shard for shard in folder.plan if shard.key not in there]
+    total = sum(shard.count for shard in folder.plan)
+    counts = Counts(total - sum(shard.count for shard in missing), total, told)
+    turn, parts = options.part
+    groups = [tuple(group) for _, group in groupby(missing, key=lambda shard: (shard.model, shard.metric, shard.first))]
+    mine = [group for group in groups if _turn(folder, group[0], parts) == turn]
+    # Closed at once whatever happens: an engine may hold workers.
+    with closing(engine(folder, mine, options, counts)) as found:
+        for made in found:
+            _keep(folder, made)
+    folder.note("ended")
+
+
+def _keep(folder: RunFolder, made: Made) -> None:
+    """Write the shards of a group, whoever computed them: a file a method."""
+    for shard, content in made.tables.items():
+        table.write(folder.file(shard), content)
+    first = next(iter(made.tables))
+    by = {"by": made.by} if made.by else {}
+    folder.note(
+        "made", model=first.model, metric=first.metric, first=first.first, images=first.count,
+        shards=len(made.tables), failed=made.failed, seconds=round(made.seconds, 3), **by,
+    )  # fmt: skip
+
+
+def _turn(folder: RunFolder, shard: Shard, parts: int) -> int:
+    """Whose turn a group of images is: the same whatever is missing."""
+    return (shard.first // folder.spec.group) % parts
+
+
 def _items(sample: Sequence[Sampled], pictures: PictureSet, classifier: Classifier) -> list[Item]:
     """The sample with a classifier's class numbers."""
     places = {entry.name: place for place, entry in enumerate(pictures.entries)}
@@ -191,50 +267,81 @@ def _items(sample: Sequence[Sampled], pictures: PictureSet, classifier: Classifi
     return found
 
 
-def _make(
-    folder: RunFolder,
-    classifier: Classifier,
-    items: Sequence[Item],
-    group: Sequence[Shard],
-    options: Options,
-    counts: _Counts,
-) -> None:
-    """Measure a group of images with the methods that are missing, and write a file a method."""
-    first = group[0]
-    part = items[first.first : first.first + first.count]
-    measure, spec = measures.get(first.metric), folder.spec
-    counts.begin(f"{classifier.title}, {measure.title}, from picture {first.first + 1}")
-    how = measure.settings(spec.metrics[first.metric])
-    started = time.perf_counter()
+class Bench:
+    """Computes groups of a run, one after the other, and keeps the last classifier loaded; it writes nothing.
 
-    def progress(done: int, total: int) -> None:
-        if folder.is_cancelled:
-            raise Cancelled
-        counts.step(done, total)
+    Args:
+        about: What the run's `run.json` holds.
+        data: Name of the image set, which is opened here.
+        sample: The run's pictures.
+        options: How it is computed.
+        where: The run, for messages.
 
-    work = Work(spec.seed, options.batch_size, progress)
-    rows: Rows = {shard.method: [] for shard in group}
-    able: dict[str, Settings] = {}
-    for shard in group:
-        refusal = methods.get(shard.method).refusal(classifier)
-        if refusal is None:
-            able[shard.method] = spec.methods[shard.method]
-        else:
-            rows[shard.method] = [item.row(error=refusal) for item in part]
-            counts.add(len(part))
-    if able:
-        for found in _measured(measure, classifier, part, able, how, work):
-            for method, more in found.items():
-                rows[method] += more
-                counts.add(len({row.place for row in more}))
-    for shard in group:
-        content = table.table(shard.model, shard.method, shard.metric, rows[shard.method])
-        table.write(folder.file(shard), content)
-    failed = sum(row.error is not None for more in rows.values() for row in more)
-    folder.note(
-        "made", model=first.model, metric=first.metric, first=first.first, images=first.count, shards=len(group),
-        failed=failed, seconds=round(time.perf_counter() - started, 3),
-    )  # fmt: skip
+    Raises:
+        DataError: There is no such set here.
+    """
+
+    def __init__(
+        self, about: Mapping[str, Any], data: str, sample: Sequence[Sampled], options: Options, *, where: Path | str
+    ) -> None:
+        self.about, self.sample, self.options, self.where = about, sample, options, where
+        self.spec = Spec.from_dict(about["spec"])
+        self.pictures = datasets.open_set(data)
+        self._loaded: tuple[str, Classifier, list[Item]] | None = None
+
+    def make(self, group: Group, counts: Counts, *, is_cancelled: Callable[[], bool] = lambda: False) -> Made:
+        """Measure a group of images with the methods that are missing.
+
+        Args:
+            group: Its shards.
+            counts: Told between passes.
+            is_cancelled: Asked between passes.
+
+        Raises:
+            Cancelled: Somebody asked the run to stop.
+            RequestError: The weights are not those that the run was begun with.
+            SalvizError: The model cannot be loaded.
+        """
+        first = group[0]
+        classifier, items = self._load(first.model)
+        part = items[first.first : first.first + first.count]
+        measure, spec = measures.get(first.metric), self.spec
+        counts.begin(f"{classifier.title}, {measure.title}, from picture {first.first + 1}")
+        how = measure.settings(spec.metrics[first.metric])
+        started = time.perf_counter()
+
+        def progress(done: int, total: int) -> None:
+            if is_cancelled():
+                raise Cancelled
+            counts.step(done, total)
+
+        work = Work(spec.seed, self.options.batch_size, progress)
+        rows: Rows = {shard.method: [] for shard in group}
+        able: dict[str, Settings] = {}
+        for shard in group:
+            refusal = methods.get(shard.method).refusal(classifier)
+            if refusal is None:
+                able[shard.method] = spec.methods[shard.method]
+            else:
+                rows[shard.method] = [item.row(error=refusal) for item in part]
+                counts.add(len(part))
+        if able:
+            for found in _measured(measure, classifier, part, able, how, work):
+                for method, more in found.items():
+                    rows[method] += more
+                    counts.add(len({row.place for row in more}))
+        failed = sum(row.error is not None for more in rows.values() for row in more)
+        tables = {shard: table.table(shard.model, shard.method, shard.metric, rows[shard.method]) for shard in group}
+        return Made(tables, failed, time.perf_counter() - started)
+
+    def _load(self, model: str) -> tuple[Classifier, list[Item]]:
+        if self._loaded is None or self._loaded[0] != model:
+            # Not two of them in memory.
+            self._loaded = None
+            classifier = load(model, device=self.options.device)
+            refuse_changes(self.where, self.about, {"code": self.about["code"], "weights": {model: classifier.digest}})
+            self._loaded = model, classifier, _items(self.sample, self.pictures, classifier)
+        return self._loaded[1:]
 
 
 def _measured(
