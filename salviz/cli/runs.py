@@ -43,6 +43,7 @@ def add(commands: Any) -> None:
     what.add_argument("--classes", metavar="LABELS", help="only pictures of these classes, as the set calls them")
     what.add_argument("--stratified", action="store_true", help="as many pictures of each class as there are")
     what.add_argument("--seed", type=whole, metavar="N", help="default: 0")
+    what.add_argument("--maps", choices=("none", "clean", "all"), help="which of COSE's maps are kept (default: none)")
     what.add_argument("--group", type=positive, metavar="N", help="pictures a file (default: 16)")
     run.add_argument("--out", required=True, metavar="RUN", help="the run's folder")
     run.add_argument("--prepare", action="store_true", help="write the plan and stop: workers then resume the run")
@@ -130,6 +131,7 @@ def _spec(options: argparse.Namespace) -> Spec:
     given = {
         "data": options.data, "models": options.models, "methods": options.methods, "metrics": options.metrics,
         "images": options.images, "classes": options.classes, "seed": options.seed, "group": options.group,
+        "maps": options.maps,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     if options.spec is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from salviz import __version__, datasets, load, methods
 from salviz.classifiers.classifier import Classifier
 from salviz.datasets import PictureSet
 from salviz.errors import Cancelled, ImageError, RequestError, SalvizError
+from salviz.plain import write_files
 from salviz.runs import measures, table
-from salviz.runs.folder import RunFolder, Sampled
+from salviz.runs.folder import MAPS, RunFolder, Sampled
+from salviz.runs.keeping import MapFile
 from salviz.runs.measures import Item, Measure, Rows, Settings, Unreadable, Work
 from salviz.runs.plan import Shard, code_digest, label_of, shards
 from salviz.runs.spec import Spec
@@ -133,6 +135,7 @@ class Made:
 
     Attributes:
         tables: Their rows.
+        maps: Their maps as files, where the run keeps them.
         failed: How many rows say why there is no value.
         seconds: What it took.
         by: Which worker made them; empty where there is but this process.
@@ -142,6 +145,7 @@ class Made:
     failed: int
     seconds: float
     by: str = ""
+    maps: Mapping[Shard, bytes] = field(default_factory=dict)
 
 
 class Counts:
@@ -237,6 +241,9 @@ def resume(
 
 def _keep(folder: RunFolder, made: Made) -> None:
     """Write the shards of a group, whoever computed them: a file a method."""
+    # Maps first: where the rows of a shard are, its maps are.
+    for shard, file in made.maps.items():
+        write_files(folder.path / MAPS, {f"{shard.key}.safetensors": file})
     for shard, content in made.tables.items():
         table.write(folder.file(shard), content)
     first = next(iter(made.tables))
@@ -315,7 +322,8 @@ class Bench:
                 raise Cancelled
             counts.step(done, total)
 
-        work = Work(spec.seed, self.options.batch_size, progress)
+        kept = MapFile(spec.maps)
+        work = Work(spec.seed, self.options.batch_size, progress, kept.keep)
         rows: Rows = {shard.method: [] for shard in group}
         able: dict[str, Settings] = {}
         for shard in group:
@@ -332,7 +340,8 @@ class Bench:
                     counts.add(len({row.place for row in more}))
         failed = sum(row.error is not None for more in rows.values() for row in more)
         tables = {shard: table.table(shard.model, shard.method, shard.metric, rows[shard.method]) for shard in group}
-        return Made(tables, failed, time.perf_counter() - started)
+        maps = {shard: kept.content(shard.method) for shard in group if kept.has(shard.method)}
+        return Made(tables, failed, time.perf_counter() - started, maps=maps)
 
     def _load(self, model: str) -> tuple[Classifier, list[Item]]:
         if self._loaded is None or self._loaded[0] != model:

@@ -23,6 +23,7 @@ from salviz.runs.plan import Shard
 from salviz.runs.spec import Spec
 
 ABOUT, SAMPLE, PLAN, SCORES, LOG, CANCEL = "run.json", "sample.parquet", "plan.parquet", "scores", "log.jsonl", "cancel"
+MAPS = "maps"
 
 _STALE_SECONDS = 3600.0
 

@@ -112,6 +112,8 @@ def shards(spec: Spec, classifier: Classifier, items: Sequence[Item]) -> list[Sh
                     "metric": metric, "settings": settings, "depends": depends[metric], "seed": spec.seed,
                     "images": images,
                 }  # fmt: skip
+                if spec.maps != "none" and metric == "cose":
+                    content["maps"] = spec.maps
                 text = json.dumps(content, sort_keys=True, ensure_ascii=True)
                 key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
                 found.append(Shard(key, classifier.id, method, metric, first, len(part)))

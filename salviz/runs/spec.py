@@ -12,6 +12,9 @@ from salviz.errors import RequestError
 
 Settings = Mapping[str, Any]
 
+MAPS = ("none", "clean", "all")
+"""Which maps a run may keep."""
+
 
 def _frozen(chosen: Mapping[str, Settings | None]) -> Mapping[str, Settings]:
     return MappingProxyType({name: MappingProxyType(dict(given or {})) for name, given in chosen.items()})
@@ -31,6 +34,7 @@ class Spec:
         is_stratified: As many pictures of each class as there are.
         seed: Of everything random: the sample too.
         group: Pictures in a shard: what is lost at the most when a run is killed.
+        maps: Which of COSE's maps are kept: `none`, `clean` (of the pictures as they are) or `all`.
     """
 
     data: str
@@ -42,6 +46,7 @@ class Spec:
     is_stratified: bool = False
     seed: int = 0
     group: int = 16
+    maps: str = "none"
 
     def __post_init__(self) -> None:
         """Freeze, and check what can be checked without loading anything.
@@ -57,6 +62,10 @@ class Spec:
         for what, chosen in (("model", self.models), ("method", self.methods), ("metric", self.metrics)):
             if not chosen:
                 raise RequestError(f"No {what} was chosen. Choose at least one.")
+        if self.maps not in MAPS:
+            raise RequestError(f"The maps that are kept are {', '.join(MAPS)}, not {self.maps!r}.")
+        if self.maps != "none" and "cose" not in self.metrics:
+            raise RequestError("Maps are kept where COSE is measured; add it to the metrics.")
         if len(set(self.models)) < len(self.models):
             raise RequestError("A model is named twice; name each once.")
         if self.group < 1 or (self.images is not None and self.images < 1):
@@ -97,6 +106,7 @@ class Spec:
         checks = {
             "data": str, "models": Sequence, "methods": Mapping, "metrics": Mapping, "images": int | None,
             "classes": Sequence | None, "is_stratified": bool, "seed": int, "group": int,
+            "maps": str,
         }  # fmt: skip
         for name, value in given.items():
             if not isinstance(value, checks[name]) or (name in ("models", "classes") and isinstance(value, str)):

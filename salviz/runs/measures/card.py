@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from salviz.classifiers.classifier import Classifier
 from salviz.datasets import PictureSet
 from salviz.errors import ImageError, RequestError
@@ -18,6 +20,10 @@ from salviz.work import Progress, silent
 Settings = Mapping[str, Any]
 Rows = dict[str, list[Row]]
 """Rows by method id."""
+
+
+Keep = Callable[[str, int, Tensor, Sequence[str]], None]
+"""Called with method, place in the sample, maps, and the rows' settings."""
 
 
 class Unreadable(ImageError):  # noqa: N818 - a property of the picture
@@ -79,11 +85,13 @@ class Work:
         seed: The run's seed; this one does change results.
         batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called between passes; raises `Cancelled` to stop.
+        keep: Given a method's raw maps of a picture, `(rows, h, w)`, and what the rows stand for, the clean map first.
     """
 
     seed: int = 0
     batch_size: int | None = None
     progress: Progress = silent
+    keep: Keep = lambda method, place, maps, rows: None
 
 
 Compute = Callable[[Classifier, Sequence[Item], Mapping[str, Settings], Settings, Work], Iterator[Rows]]

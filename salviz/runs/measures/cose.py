@@ -49,6 +49,7 @@ def _cose(
         rows: Rows = {}
         for one in found:
             predicted, settings = one.predicted.tolist(), (*one.request.variants, *one.request.changes)
+            work.keep(one.request.method, item.place, one.raw, ("clean", *settings))
             confidence = float(one.probabilities[0, predicted[0]])
             columns = zip(settings, kinds(one), one.ssim[1:].tolist(), predicted[1:], strict=True)
             rows[one.request.method] = [
