@@ -68,8 +68,12 @@ NOT_IMPORTED = {
     "captum": "part of the agreed set of packages; tests compare with it",
 }
 
-# Imported where they are needed and by one module each, and listed in a file of their own.
-OPTIONAL = {"datasets": ("salviz/datasets/hugging_face.py", "requirements-hf.txt")}
+# What files of their own list beside requirements.txt, and the one module that may import each, inside functions only:
+# without them everything else must work.
+OPTIONAL = {
+    "requirements-hf.txt": {"datasets": "salviz.datasets.hugging_face"},
+    "requirements-ray.txt": {"ray": "salviz.runs.ray_engine", "fsspec": "salviz.runs.store"},
+}
 
 MODEL_LIBRARIES = {"torch", "torchvision", "timm", "captum", "safetensors", "huggingface_hub"}
 MAX_LINES = 400
@@ -118,6 +122,21 @@ def other_imports(path: Path) -> set[str]:
         top for name in imports(path)
         if (top := name.split(".")[0]) not in ("salviz", "pages", "app")
     }  # fmt: skip
+
+
+def outside_functions(path: Path) -> set[str]:
+    """Top packages imported as soon as a file is."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+    found = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).split(".")[0])
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return found
 
 
 # The front door names what lies behind it and loads nothing.
@@ -234,32 +253,33 @@ def test_cheap_imports_load_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def listed_in(file: str) -> set[str]:
+    lines = (ROOT / file).read_text("utf-8").splitlines()
+    return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines if line and line[0] not in "#-"}
+
+
 def test_requirements_are_exactly_what_is_imported() -> None:
-    def normal(name: str) -> str:
-        return re.sub(r"[-_.]+", "-", name).lower()
-
-    def listed_in(file: str) -> set[str]:
-        lines = (ROOT / file).read_text("utf-8").splitlines()
-        return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines if line and line[0] not in "#-"}
-
     listed = listed_in("requirements.txt")
     homes = packages_distributions()
-    third_party = set().union(*map(other_imports, SOURCES)) - set(sys.stdlib_module_names) - set(OPTIONAL)
+    third_party = (
+        set().union(*map(other_imports, SOURCES)) - set(sys.stdlib_module_names) - set().union(*OPTIONAL.values())
+    )
     needed = {normal(homes[name][0]) for name in third_party}
     assert needed <= listed, f"imported but not listed: {needed - listed}"
     assert listed - needed == set(NOT_IMPORTED), "listed but not imported"
 
 
-@pytest.mark.parametrize("name", OPTIONAL)
-def test_optional_packages_are_imported_by_one_module_inside_its_functions(name: str) -> None:
-    module, file = OPTIONAL[name]
-    assert re.findall(r"^[\w.-]+", (ROOT / file).read_text("utf-8"), re.MULTILINE) == [name]
-    assert [relative(path) for path in SOURCES if name in other_imports(path)] == [module]
-    tree = ast.parse((ROOT / module).read_text("utf-8"))
-    outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
-    for node in (found for top in outside for found in ast.walk(top)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            assert not ast.unparse(node).startswith((f"import {name}", f"from {name}"))
+@pytest.mark.parametrize("file", OPTIONAL)
+def test_optional_libraries_are_imported_by_one_module_inside_its_functions(file: str) -> None:
+    assert listed_in(file) == set(OPTIONAL[file])
+    for name, module in OPTIONAL[file].items():
+        users = [path for path in SOURCES if name in other_imports(path)]
+        assert [module_of(path) for path in users] == [module]
+        assert name not in outside_functions(users[0]), f"{module} cannot be imported without it"
 
 
 def test_the_directions_are_still_the_projects() -> None:

@@ -1,6 +1,7 @@
 """`salviz run` and what follows it: the library's run, from a terminal."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_a_cancelled_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.Captur
         ([*BASIC, "--shard", "3/2", "--out", "x"], "--shard I/N"),
         ([*BASIC, "--methods", "grad_kam", "--out", "x"], "grad_kam"),
         (["run", "--data", "nowhere", "--out", "x"], "There is no image set"),
+        ([*BASIC, "--gpus", "1", "--out", "x"], "--gpus is of the engine ray"),
         (["status", "nowhere"], "There is no run"),
         (["cancel", "nowhere"], "There is no run"),
     ],
@@ -83,3 +85,15 @@ def test_what_cannot_be_done_costs_a_sentence(
     assert words in told
     assert told.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_library_of_a_cluster_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main([*BASIC, "--engine", "ray", "--out", str(tmp_path / "run")]) == REFUSED
+    assert capsys.readouterr().err == "The engine ray needs Ray: pip install -r requirements-ray.txt.\n"
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit):
+        main([*BASIC, "--engine", "ray", "--gpus", "1.5", "--out", str(tmp_path / "run")])
+    assert "must be 0, a part of one or a whole number" in capsys.readouterr().err

@@ -12,8 +12,9 @@ from salviz.errors import Cancelled, RequestError
 
 if TYPE_CHECKING:
     from salviz.runs import Spec
-    from salviz.runs.execution import Options
+    from salviz.runs.execution import Engine, Options
     from salviz.runs.folder import RunFolder
+    from salviz.runs.store import Store
 
 
 def add(commands: Any) -> None:
@@ -76,6 +77,28 @@ def _computing(command: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--accept-changes", action="store_true", help="go on although code or weights changed since the run began"
     )
+    how.add_argument("--store", metavar="URL", help="keep the run there too, such as s3://bucket/run")
+    how.add_argument("--engine", choices=("local", "ray"), default="local", help="local (default), ray")
+    ray = command.add_argument_group("with --engine ray")
+    ray.add_argument(
+        "--address", metavar="ADDRESS", help="of the cluster (default: the one on this machine, else this machine)"
+    )
+    ray.add_argument("--gpus", type=_gpus, metavar="N", help="GPUs a worker takes (default: 1 where there are any)")
+    ray.add_argument("--threads", type=positive, metavar="N", help="of a worker (default: as many as here)")
+    ray.add_argument(
+        "--workers", type=positive, metavar="N", help="at the most (default: as many as there is room for)"
+    )
+
+
+def _gpus(text: str) -> float:
+    """0, 0.5, 1, ..."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if value < 0 or not (value < 1 or value.is_integer()):
+        raise argparse.ArgumentTypeError(f"must be 0, a part of one or a whole number, not {text!r}")
+    return value
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -84,20 +107,46 @@ def _run(options: argparse.Namespace) -> None:
     from salviz.runs.folder import RunFolder
 
     folder = RunFolder(options.out)
+    # What is not installed is told before anything is begun.
+    engine, store = _engine(options), _store(options)
     begin(spec, folder, _options(options), accepts_changes=options.accept_changes)
     if options.prepare:
         print(f"{len(folder.plan)} shards of {len(folder.sample)} pictures to make in {folder.path}")
     else:
-        _work(folder, options)
+        _work(folder, options, engine, store)
 
 
 def _resume(options: argparse.Namespace) -> None:
     from salviz.runs.folder import RunFolder
 
-    _work(RunFolder.existing(options.folder), options)
+    engine, store, folder = _engine(options), _store(options), RunFolder(options.folder)
+    if store is not None and not folder.exists:
+        store.restore(folder)
+    _work(RunFolder.existing(options.folder), options, engine, store)
 
 
-def _work(folder: RunFolder, options: argparse.Namespace) -> None:
+def _engine(options: argparse.Namespace) -> Engine:
+    from salviz.runs.execution import here
+
+    if options.engine == "local":
+        given = [name for name in ("address", "gpus", "threads", "workers") if getattr(options, name) is not None]
+        if given:
+            raise RequestError(f"--{given[0]} is of the engine ray: give --engine ray too.")
+        return here
+    from salviz.runs.ray_engine import Cluster, on_ray
+
+    return on_ray(Cluster(options.address, options.gpus, options.threads, options.workers))
+
+
+def _store(options: argparse.Namespace) -> Store | None:
+    if options.store is None:
+        return None
+    from salviz.runs.store import Store
+
+    return Store(options.store)
+
+
+def _work(folder: RunFolder, options: argparse.Namespace, engine: Engine, store: Store | None) -> None:
     from salviz.runs.execution import resume
 
     folder.go_on()
@@ -108,6 +157,8 @@ def _work(folder: RunFolder, options: argparse.Namespace) -> None:
                 _options(options),
                 told=lambda done, total, what: counter.show(done, total, f" ({what})"),
                 accepts_changes=options.accept_changes,
+                engine=engine,
+                store=store,
             )
     except Cancelled:
         print(f"Cancelled; salviz resume {folder.path} goes on.", file=sys.stderr)

@@ -23,6 +23,7 @@ from salviz.runs.keeping import MapFile
 from salviz.runs.measures import Item, Measure, Rows, Settings, Unreadable, Work
 from salviz.runs.plan import Shard, code_digest, label_of, shards
 from salviz.runs.spec import Spec
+from salviz.runs.store import Store
 
 Load = Callable[[str], Classifier]
 Told = Callable[[int, int, str], None]
@@ -206,6 +207,7 @@ def resume(
     told: Told = _quiet,
     accepts_changes: bool = False,
     engine: Engine = here,
+    store: Store | None = None,
 ) -> None:
     """Make what is missing of a run that was begun.
 
@@ -215,6 +217,7 @@ def resume(
         told: Called as shards are made.
         accepts_changes: Whether code or weights may have changed since: what depends on them is then made anew.
         engine: Computes the shards.
+        store: Where the run is kept too: shards that are there already are not made again.
 
     Raises:
         Cancelled: Somebody asked the run to stop.
@@ -224,6 +227,11 @@ def resume(
         begin(folder.spec, folder, options, told=told, accepts_changes=True)
     refuse_changes(folder.path, folder.about, {"code": code_digest(), "weights": {}})
     folder.sweep()
+    if store is not None:
+        before = store.about()
+        if before is not None and not accepts_changes:
+            refuse_changes(store.url, before, folder.about)
+        store.meet(folder)
     folder.note("started", part=list(options.part))
     there = folder.present()
     missing = [shard for shard in folder.plan if shard.key not in there]
@@ -235,17 +243,19 @@ def resume(
     # Closed at once whatever happens: an engine may hold workers.
     with closing(engine(folder, mine, options, counts)) as found:
         for made in found:
-            _keep(folder, made)
+            _keep(folder, made, store)
     folder.note("ended")
 
 
-def _keep(folder: RunFolder, made: Made) -> None:
+def _keep(folder: RunFolder, made: Made, store: Store | None) -> None:
     """Write the shards of a group, whoever computed them: a file a method."""
     # Maps first: where the rows of a shard are, its maps are.
     for shard, file in made.maps.items():
         write_files(folder.path / MAPS, {f"{shard.key}.safetensors": file})
     for shard, content in made.tables.items():
         table.write(folder.file(shard), content)
+        if store is not None:
+            store.send(folder, shard)
     first = next(iter(made.tables))
     by = {"by": made.by} if made.by else {}
     folder.note(

@@ -21,11 +21,11 @@ from salviz.runs.spec import Spec
 
 Settings = Mapping[str, Any]
 
-# What shows results changes none of them.
+# What shows results, or says where they are computed and kept, changes none of them.
 _SHOWING = frozenset(
     {"cli", "ui", "__main__", "colormaps", "comparison", "export", "figures", "filmstrip", "jobs", "overlay", "render",
      "summary", "training", "runs/estimate", "runs/exports", "runs/plots", "runs/results", "runs/rollup",
-     "runs/shelf", "runs/summary", "runs/words", "runs/worker"}
+     "runs/ray_engine", "runs/shelf", "runs/store", "runs/summary", "runs/words", "runs/worker"}
 )  # fmt: skip
 
 
