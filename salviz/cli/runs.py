@@ -12,7 +12,8 @@ from salviz.errors import Cancelled, RequestError
 
 if TYPE_CHECKING:
     from salviz.runs import Spec
-    from salviz.runs.execution import Engine, Options
+    from salviz.runs.bench import Options
+    from salviz.runs.execution import Engine
     from salviz.runs.folder import RunFolder
     from salviz.runs.store import Store
 
@@ -168,7 +169,7 @@ def _work(folder: RunFolder, options: argparse.Namespace, engine: Engine, store:
 
 
 def _options(options: argparse.Namespace) -> Options:
-    from salviz.runs.execution import Options
+    from salviz.runs.bench import Options
 
     turn, slash, parts = options.shard.partition("/")
     if not (slash and turn.isdecimal() and parts.isdecimal() and 1 <= int(turn) <= int(parts)):

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from salviz.errors import Cancelled, RequestError, SalvizError
-from salviz.runs.execution import Bench, Counts, Engine, Group, Made, Options
+from salviz.runs.bench import Bench, Counts, Group, Made, Options
+from salviz.runs.execution import Engine
 from salviz.runs.folder import RunFolder, Sampled
 from salviz.runs.plan import code_digest
 

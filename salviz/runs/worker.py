@@ -48,7 +48,8 @@ def work(shelf: Shelf, device: str) -> None:
 
 
 def _make(shelf: Shelf, name: str, device: str) -> None:
-    from salviz.runs.execution import Options, begin, resume
+    from salviz.runs.bench import Options
+    from salviz.runs.execution import begin, resume
     from salviz.runs.results import overview
 
     folder = shelf.folder(name)

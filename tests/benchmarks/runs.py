@@ -21,7 +21,8 @@ from salviz import load
 from salviz.classifiers.layers import target_layer
 from salviz.datasets import open_set, sample
 from salviz.runs import Spec
-from salviz.runs.execution import Options, begin, resume
+from salviz.runs.bench import Options
+from salviz.runs.execution import begin, resume
 from salviz.runs.folder import RunFolder
 from salviz.runs.table import scan
 from salviz.targets import ClassTarget

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from salviz.runs import Spec
-from salviz.runs.execution import Options, begin, resume
+from salviz.runs.bench import Options
+from salviz.runs.execution import begin, resume
 from salviz.runs.folder import RunFolder
 
 

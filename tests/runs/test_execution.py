@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from salviz.classifiers.labels import Labels
 from salviz.errors import Cancelled, DataError, RequestError
 from salviz.images import open_source
 from salviz.request import request_for
-from salviz.runs import Spec, execution, table
-from salviz.runs.execution import Options, begin, resume
+from salviz.runs import Spec, bench, execution, measures, table
+from salviz.runs.bench import Options
+from salviz.runs.execution import begin, resume
 from salviz.runs.folder import RunFolder
 from salviz.runs.plan import label_of
 from salviz.scores import kinds
@@ -191,14 +193,14 @@ def test_a_method_that_fails_on_one_picture_fails_there_alone(
     broken = undisturbed.sample[5].name
     digest = open_source(broken).digest
     gradient = methods.get("gradient")
-    explained = execution.measures.cose.explore_set
+    explained = measures.cose.explore_set
 
     def fails(classifier: Any, picture: Any, requests: Sequence[Any], **options: Any) -> Any:
         if picture.digest == digest and any(request.method == "gradient" for request in requests):
             raise ZeroDivisionError("no such luck")
         return explained(classifier, picture, requests, **options)
 
-    monkeypatch.setattr(execution.measures.cose, "explore_set", fails)
+    monkeypatch.setattr(measures.cose, "explore_set", fails)
     folder = done(tmp_path / "run", spec())
     assert rows(folder, "image, method, error", "error is not null") == [
         (broken, "gradient", "ZeroDivisionError: no such luck")
@@ -248,8 +250,9 @@ def test_other_code_or_weights_are_not_mixed_in_silently(tmp_path: Path, monkeyp
         with pytest.raises(RequestError, match="made with other code"):
             again()
     monkeypatch.undo()
-    real = execution.load
-    monkeypatch.setattr(execution, "load", lambda id, device: replace(real(id, device=device), digest="other"))
+    for module, real in ((bench, bench.load), (execution, execution.load)):
+        other = partial(lambda id, device, load: replace(load(id, device=device), digest="other"), load=real)
+        monkeypatch.setattr(module, "load", other)
     (missing,) = [shard for shard in folder.plan if shard.first == 8 and shard.method == "gradient"]
     folder.file(missing).unlink()
     with pytest.raises(RequestError, match="made with other weights of fashion_cnn"):

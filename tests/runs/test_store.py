@@ -11,7 +11,8 @@ from salviz.cli import main
 from salviz.cli.arguments import REFUSED
 from salviz.errors import DataError, RequestError
 from salviz.runs import execution
-from salviz.runs.execution import Options, begin, resume
+from salviz.runs.bench import Options
+from salviz.runs.execution import begin, resume
 from salviz.runs.folder import RunFolder
 from salviz.runs.store import Store
 from tests.runs.conftest import spec
