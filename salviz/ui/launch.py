@@ -27,7 +27,7 @@ _UPLOAD_MB = 200
 _AUGMENTATIONS = {"default": "Thirteen, one strength each", "paper": "48, drawn as in the paper (COSE)"}
 _DEFAULTS: dict[str, Any] = {
     "new_data": "fashion", "new_classes": [], "new_images": 100, "new_all": False, "new_stratified": True,
-    "new_models": ["fashion_cnn"], "new_methods": ["grad_cam", "gradient", "guided_backprop", "integrated_gradients"],
+    "new_models": ["fashion_cnn"], "new_methods": ["grad_cam", "gradient", "guided_backprop", "edge"],
     "new_metrics": ["cose"], "new_augmentations": "default", "new_seed": 0,
 }  # fmt: skip
 

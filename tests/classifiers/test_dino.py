@@ -60,6 +60,7 @@ def site(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     gc.collect()
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_authors_evaluation(site: Path, published: Path) -> None:
     """The forward of DINO's `eval_linear` (n_last_blocks=1, avgpool), written out on timm's own backbone."""
     classifier = load("dino_vitb16", device="cpu", channels_last=False)

@@ -61,6 +61,7 @@ def test_they_learnt_what_they_should() -> None:
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 @pytest.mark.parametrize("id", [name for pair in TWINS.items() for name in pair])
+@pytest.mark.slow
 def test_they_know_their_labels_by_heart(id: str) -> None:
     chosen = training_set(RECIPES[id], fashion_mnist("train"))
     assert accuracy(load(id).module, chosen) == pytest.approx(card(id)["train_accuracy"], abs=2e-4)

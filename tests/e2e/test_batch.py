@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import NARROW, Open, Server
 from tests.e2e.test_explore import expect, fields, heading, screenshot, settled
 
@@ -54,6 +56,7 @@ def test_a_run_goes_on_without_the_browser_and_its_cases_open_in_explore(server:
     settled(page)
 
 
+@pytest.mark.slow
 def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/batch", viewport=NARROW, color_scheme="dark")
     begin(page, 8)

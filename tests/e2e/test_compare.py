@@ -78,6 +78,7 @@ def test_enter_takes_the_best_match(server: Server, open_page: Open) -> None:
     assert fields(page)["methods"] == "edge,random,constant"
 
 
+@pytest.mark.slow
 def test_the_pick_goes_along_and_rows_can_be_classes(server: Server, open_page: Open) -> None:
     page = open_page(server.url)
     shows(page, "Cat", LITE, "Grad-CAM")

@@ -100,6 +100,7 @@ def choose_file(page: Any, name: str, data: bytes) -> None:
 # Starting
 
 
+@pytest.mark.slow
 def test_a_cold_deep_link_opens_the_right_view_inside_the_frame(cold_server: Server, open_page: Open) -> None:
     page = open_page(f"{cold_server.url}/explore?image=sample:espresso&method=layer_cam")
     # One look at both: on a busy machine loading may be over between two.
@@ -357,6 +358,7 @@ def test_the_slider_shows_stored_maps(server: Server, open_page: Open) -> None:
     assert abs(laid_back.bounding_box()["y"] - top) < 1
 
 
+@pytest.mark.slow
 def test_display_choices_neither_scroll_nor_recompute(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/?method=gradient")
     shows(page, "Cat", LITE, "Gradient")
@@ -410,8 +412,15 @@ def test_downloads_hold_what_is_shown(server: Server, open_page: Open) -> None:
     assert said == {f"{float(row['ssim']):.2f}" for row in rows}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", ["wide", "narrow"])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        ("wide", "light"),
+        ("narrow", "dark"),
+        pytest.param("wide", "dark", marks=pytest.mark.slow),
+        pytest.param("narrow", "light", marks=pytest.mark.slow),
+    ],
+)
 def test_windows_and_themes(server: Server, open_page: Open, scheme: str, width: str) -> None:
     page = open_page(server.url, viewport=NARROW if width == "narrow" else None, color_scheme=scheme)
     shows(page, "Cat", LITE, "Grad-CAM")

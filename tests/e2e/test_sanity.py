@@ -35,6 +35,7 @@ def test_a_cold_deep_link_checks_and_the_link_comes_back(server: Server, open_pa
     assert fields(again) == fields(page)
 
 
+@pytest.mark.slow
 def test_stages_come_one_by_one_and_the_first_visit_tells_the_papers_story(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/sanity?checked=gradient")
     # Nineteen nets on a slow machine: the first strips are there long before the last.

@@ -141,6 +141,7 @@ def test_a_picture_of_a_run_is_opened_by_its_place(shelf: Shelf) -> None:
         shelf.open(name, 10)
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_who_started_it_and_a_killed_one_loses_nothing(shelf: Shelf, undisturbed: RunFolder) -> None:
     # Long enough to be caught in the midst of it.
     long = spec(methods={"integrated_gradients": {"steps": 200}}, images=60)
