@@ -221,7 +221,7 @@ def main() -> None:
     try:
         found = [end_to_end(options.photos, options.images, options.repeat)]
         found.append(side_by_side(folder, 256, options.repeat))
-        against, same = race(options.photos, 8, options.repeat)
+        against, same = race(options.photos, 4, options.repeat)
         found += against
         parts = [
             "\n".join(table(found)),
