@@ -120,7 +120,7 @@ def _scores(view: View, found: Overview) -> None:
 
 
 def _chart(figure: Any, key: str, alt: str) -> None:
-    options = {**_CHART, "toImageButtonOptions": {"format": "svg", "filename": f"salviz-{key}"}}
+    options = {**_CHART, "toImageButtonOptions": {"format": st.session_state["figures"], "filename": f"salviz-{key}"}}
     st.plotly_chart(figure, theme=None, key=f"chart_{key}", config=options, alt=alt)
 
 
@@ -275,6 +275,5 @@ def _take_along(view: View, found: Overview) -> None:
                 st.download_button(
                     title, content, f"{name}-{file}", on_click="ignore", type="tertiary", key=f"download.{file}"
                 )
-        st.caption(
-            "The camera at the corner of a chart saves it as SVG; the report holds all charts and opens offline."
-        )
+        panels.choice("Charts as", {"svg": "SVG", "png": "PNG"}, "figures")
+        st.caption("The camera at a chart's corner saves it; the report holds all charts and opens offline.")

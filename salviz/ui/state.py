@@ -197,6 +197,7 @@ FIELDS: tuple[Field, ...] = (
     Field("first", "low", _one_of("low", "high"), page="batch"),
     Field("which", "all", _one_of("all", "right", "wrong"), page="batch"),
     Field("change", "", page="batch"),
+    Field("figures", "svg", _one_of("svg", "png"), page="batch"),
     Field(
         "turn", "rotate", _one_of(*(key for key, card in AUGMENTATIONS.items() if card.has_magnitude)), page="explore"
     ),
@@ -230,6 +231,7 @@ _LOOKS = frozenset(
         "first",
         "which",
         "change",
+        "figures",
     }
 )
 

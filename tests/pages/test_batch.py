@@ -205,6 +205,8 @@ def test_a_complete_run_shows_every_part(visit_batch: Open, name: str) -> None:
         app = visit_batch(run=name, part="groups", by=by)
         assert not app.exception
         assert len(app.get("plotly_chart")) == 1
+    app = visit_batch(run=name, part="spread", figures="png")
+    assert json.loads(app.get("plotly_chart")[0].proto.config)["toImageButtonOptions"]["format"] == "png"
     app = visit_batch(run=name, part="strength", change="rotate")
     assert not app.exception
     assert app.query_params["change"] == "rotate"
