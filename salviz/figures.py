@@ -74,6 +74,21 @@ def layout(palette: Palette, height: int) -> dict[str, object]:
     }
 
 
+def legend(figure: go.Figure, *, left: int = 56, bottom: int = 48) -> None:
+    """The legend above a chart, in a line.
+
+    Args:
+        figure: The chart.
+        left: Pixels for the axis.
+        bottom: Pixels for the other.
+    """
+    figure.update_layout(
+        showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": left, "r": 8, "t": 28, "b": bottom},
+    )
+
+
 def magnitude(value: float, unit: str) -> str:
     """An augmentation's magnitude as people write it: `−67.5°`, `+0.40`."""
     text = f"{value:+.2f}" if unit == "factor" else f"{value:+.4g} {unit}"
@@ -145,11 +160,7 @@ def similarity_against_magnitude(
         )
     figure.add_vline(x=magnitudes[current], line={"color": palette.muted, "width": 1, "dash": "dot"})
     figure.update_layout(**layout(palette, 300))
-    figure.update_layout(
-        showlegend=True,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"l": 56, "r": 8, "t": 28, "b": 48},
-    )
+    legend(figure)
     axis = f"{augmentation} ({unit})" if unit and unit != "factor" else f"{augmentation} (factor − 1)"
     figure.update_xaxes(title=axis, gridcolor=palette.grid, zerolinecolor=palette.grid, fixedrange=True)
     low = min([0.0, *(value for value in values if value is not None)])
@@ -221,7 +232,8 @@ def agreement(
     return figure
 
 
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "hexagon")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "hexagon")
+"""What tells methods of one family, and so of one hue, apart."""
 
 
 def randomisation(
@@ -269,8 +281,8 @@ def randomisation(
                 line={"color": palette.muted if is_line else colours[method], "width": 1.5 if is_line else 2,
                       "dash": {"random": "dot", "edge": "dash"}.get(method, "solid")},
                 # Methods of one family have one hue: the symbol tells them apart.
-                marker={"size": 7, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
-                error_y=_whiskers(curve.stages[0]) if known == [0] else None,
+                marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
+                error_y=whiskers(curve.stages[0]) if known == [0] else None,
                 customdata=[
                     [stages[i], f"{score.undefined} undefined" if score.undefined else ""]
                     for i, score in enumerate(curve.stages)
@@ -281,11 +293,7 @@ def randomisation(
     if current is not None:
         figure.add_vline(x=current, line={"color": palette.muted, "width": 1, "dash": "dot"})
     figure.update_layout(**layout(palette, 460))
-    figure.update_layout(
-        showlegend=True,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"l": 56, "r": 8, "t": 28, "b": 96},
-    )
+    legend(figure, bottom=96)
     figure.update_xaxes(
         tickvals=places, ticktext=[_shortened(name) if len(stages) > 1 else name for name in stages],
         tickangle=-60 if len(stages) > 1 else 0, showgrid=False, fixedrange=True, zeroline=False,
@@ -296,11 +304,14 @@ def randomisation(
     return figure
 
 
-def _whiskers(score: Score) -> dict[str, Any]:
-    """The interval of a single point, where there is no band to draw."""
+def whiskers(*scores: Score) -> dict[str, Any]:
+    """The intervals of points; none where a score has none."""
+    known = [not math.isnan(score.low) for score in scores]
+    pairs = list(zip(known, scores, strict=True))
     return {
         "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
-        "array": [score.high - score.value], "arrayminus": [score.value - score.low],
+        "array": [score.high - score.value if has else 0.0 for has, score in pairs],
+        "arrayminus": [score.value - score.low if has else 0.0 for has, score in pairs],
     }  # fmt: skip
 
 

@@ -76,10 +76,24 @@ def put(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     Raises:
         OSError: The disk is full or the folder cannot be written to.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+
+    def write(beside: Path) -> None:
         with beside.open("xb") as file:
             fill(file)
+
+    place(path, write)
+
+
+def place(path: Path, write: Callable[[Path], object]) -> None:
+    """`put` for what writes files by their path alone.
+
+    Args:
+        path: Its place.
+        write: Writes the file beside it that it is given.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write(beside)
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from salviz.errors import DataError, ImageError
@@ -61,6 +62,14 @@ class PictureSet(ABC):
         Raises:
             ImageError: It is damaged, too large or gone.
         """
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {entry.name: place for place, entry in enumerate(self.entries)}
+
+    def source(self, name: str) -> tuple[PictureSet, int] | None:
+        """This set and the place of a picture in it; None where it has none of this name."""
+        return (self, self._places[name]) if name in self._places else None
 
     def fingerprint(self, place: int) -> str:
         """Digest of a picture's content as stored: other content, other digest.

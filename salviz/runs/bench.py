@@ -126,7 +126,6 @@ class Counts:
 
 def items_of(sample: Sequence[Sampled], pictures: PictureSet, classifier: Classifier) -> list[Item]:
     """The sample with a classifier's class numbers."""
-    places = {entry.name: place for place, entry in enumerate(pictures.entries)}
     labels: dict[int | str | None, int | None] = {}
     found = []
     for place, one in enumerate(sample):
@@ -134,8 +133,7 @@ def items_of(sample: Sequence[Sampled], pictures: PictureSet, classifier: Classi
         if given not in labels:
             labels[given] = label_of(given, classifier.labels)
         # A picture that is gone fails when it is opened.
-        source = (pictures, places[one.name]) if one.name in places else None
-        found.append(Item(place, one.name, labels[given], one.fingerprint, source))
+        found.append(Item(place, one.name, labels[given], one.fingerprint, pictures.source(one.name)))
     return found
 
 

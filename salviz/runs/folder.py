@@ -57,11 +57,15 @@ class Status:
     Attributes:
         shards: Shards of the plan.
         done: Those that are there.
+        explanations: Pictures of all shards together, a method, model and metric each.
+        explained: Those that are there.
         is_cancelled: Whether it was asked to stop.
     """
 
     shards: int
     done: int
+    explanations: int
+    explained: int
     is_cancelled: bool
 
     @property
@@ -195,8 +199,9 @@ class RunFolder:
     def status(self) -> Status:
         """How far the run is."""
         there = self.present()
-        done = sum(shard.key in there for shard in self.plan)
-        return Status(len(self.plan), done, self.is_cancelled)
+        done = [shard.count for shard in self.plan if shard.key in there]
+        total = sum(shard.count for shard in self.plan)
+        return Status(len(self.plan), len(done), total, sum(done), self.is_cancelled)
 
     def digest(self) -> str:
         """Digest of all rows; equal exactly for equal results."""

@@ -8,32 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from salviz.figures import PALETTES, layout
+from salviz.figures import PALETTES, SYMBOLS, layout, legend, whiskers
 from salviz.overlay import decimals
 from salviz.runs.results import Grouped, Spread, Strength
 from salviz.runs.summary import Scored
 from salviz.transforms import AUGMENTATIONS
 
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "hexagon", "cross", "pentagon", "triangle-down")
 _LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Names = Mapping[str, str]
-
-
-def _bars(score: object) -> dict[str, object]:
-    value, low, high = (getattr(score, name) for name in ("value", "low", "high"))
-    is_known = not math.isnan(low)
-    return {
-        "type": "data", "symmetric": False, "thickness": 1.2, "width": 3,
-        "array": [high - value if is_known else 0.0], "arrayminus": [value - low if is_known else 0.0],
-    }  # fmt: skip
-
-
-def _legend(figure: go.Figure, *, left: int = 56, bottom: int = 48) -> None:
-    figure.update_layout(
-        showlegend=True,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        margin={"l": left, "r": 8, "t": 28, "b": bottom},
-    )
 
 
 def consistency_against_sensitivity(
@@ -71,7 +53,7 @@ def consistency_against_sensitivity(
             x=along[keep][-1], y=across[keep][-1], text=f"COSE {level:.1f}", showarrow=False, xanchor="right",
             yanchor="bottom", font={"size": 11, "color": palette.muted},
         )  # fmt: skip
-    symbols = {model: _SYMBOLS[place % len(_SYMBOLS)] for place, model in enumerate(models)}
+    symbols = {model: SYMBOLS[place % len(SYMBOLS)] for place, model in enumerate(models)}
     named: set[str] = set()
     for (model, method), parts in points.items():
         consistency, sensitivity, cose = (parts[name].score for name in ("consistency", "sensitivity", "cose"))
@@ -82,15 +64,15 @@ def consistency_against_sensitivity(
                 x=[sensitivity.value], y=[consistency.value], mode="markers", name=titles[method],
                 legendgroup=method, showlegend=method not in named,
                 marker={"color": colours[method], "symbol": symbols[model], "size": 10},
-                error_x=_bars(sensitivity) | {"color": colours[method]},
-                error_y=_bars(consistency) | {"color": colours[method]},
+                error_x=whiskers(sensitivity) | {"color": colours[method]},
+                error_y=whiskers(consistency) | {"color": colours[method]},
                 hovertemplate=f"{titles[method]}, {models[model]}<br>consistency %{{y:.2f}}, sensitivity %{{x:.2f}}, "
                 f"COSE {decimals(cose.value)}<extra></extra>",
             )
         )  # fmt: skip
         named.add(method)
     figure.update_layout(**layout(palette, 440))
-    _legend(figure)
+    legend(figure)
     figure.update_xaxes(
         title="Sensitivity", gridcolor=palette.grid, zeroline=False, fixedrange=True, rangemode="tozero"
     )
@@ -150,24 +132,19 @@ def grouped(
     for number, method in enumerate(names):
         mine = [one for one in found if one.method == method and one.group in places]
         shift = 0.5 * (number - (len(names) - 1) / 2) / max(1, len(names))
-        known = [0.0 if math.isnan(one.score.low) else 1.0 for one in mine]
         figure.add_trace(
             go.Scatter(
                 x=[one.score.value for one in mine], y=[places[one.group] + shift for one in mine], mode="markers",
                 name=titles[method],
-                marker={"color": colours[method], "symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 8},
-                error_x={
-                    "type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "color": colours[method],
-                    "array": [k and one.score.high - one.score.value for k, one in zip(known, mine, strict=True)],
-                    "arrayminus": [k and one.score.value - one.score.low for k, one in zip(known, mine, strict=True)],
-                },
+                marker={"color": colours[method], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 8},
+                error_x=whiskers(*(one.score for one in mine)) | {"color": colours[method]},
                 customdata=[[order[one.group], one.images] for one in mine],
                 hovertemplate=titles[method]
                 + ", %{customdata[0]}: %{x:.2f} (%{customdata[1]} pictures)<extra></extra>",
             )
         )  # fmt: skip
     figure.update_layout(**layout(palette, 120 + max(22 * len(names), 26) * max(1, len(order))))
-    _legend(figure, left=8)
+    legend(figure, left=8)
     figure.update_xaxes(title=axis, gridcolor=palette.grid, zeroline=False, fixedrange=True)
     figure.update_yaxes(
         tickvals=list(places.values()), ticktext=[_short(name) for name in order.values()], automargin=True,
@@ -196,14 +173,14 @@ def strength(
             go.Scatter(
                 x=[one.level for one in mine], y=[one.value for one in mine], mode="lines+markers",
                 name=titles[method], line={"color": colours[method], "width": 2},
-                marker={"size": 7, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
+                marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
                 customdata=[[f"{one.kept:.0%}", one.count] for one in mine],
                 hovertemplate=titles[method] + ": %{y:.2f} at %{x:.3g}, prediction kept for %{customdata[0]} of "
                 "%{customdata[1]}<extra></extra>",
             )
         )  # fmt: skip
     figure.update_layout(**layout(palette, 340))
-    _legend(figure)
+    legend(figure)
     unit = "factor − 1" if card.unit == "factor" else card.unit
     figure.update_xaxes(
         title=f"{card.title} ({unit})", gridcolor=palette.grid, zerolinecolor=palette.grid, fixedrange=True
@@ -235,13 +212,13 @@ def settings(found: Sequence[Strength], colours: Names, titles: Names, *, axis: 
         figure.add_trace(
             go.Scatter(
                 x=xs, y=ys, mode="markers", name=titles[method],
-                marker={"color": colours[method], "symbol": _SYMBOLS[number % len(_SYMBOLS)], "size": 9},
+                marker={"color": colours[method], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9},
                 customdata=[_setting(names[y]) for y in ys],
                 hovertemplate=titles[method] + ", %{customdata}: %{x:.2f}<extra></extra>",
             )
         )  # fmt: skip
     figure.update_layout(**layout(palette, 110 + 26 * max(1, len(names))))
-    _legend(figure, left=8)
+    legend(figure, left=8)
     figure.update_xaxes(title=axis, gridcolor=palette.grid, zerolinecolor=palette.grid, fixedrange=True)
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=[_short(_setting(name)) for name in names], automargin=True,

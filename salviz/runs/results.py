@@ -10,17 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from salviz.metrics import Score, with_interval
-from salviz.metrics.cose import resample
+from salviz.metrics import Score
 from salviz.plain import json_text, plain_number, write_files
 from salviz.runs import rollup, summary
 from salviz.runs.folder import RunFolder
 from salviz.runs.summary import Failure, Scored
 
 Group = Literal["correct", "confidence", "class"]
-
-COSE_SCORES = ("consistency", "sensitivity")
-"""What one picture has of COSE: the geometric mean of the two is a property of the set."""
 
 _SCORES, _DRAWS = "scores.json", 400
 _BINS = 5
@@ -232,15 +228,13 @@ def groups(folder: RunFolder, model: str, metric: str, quantity: str, by: Group)
         while batch := rows.fetchmany(10_000):
             for method, part, one, many in batch:
                 sums.setdefault((method, part), []).append((one, many))
-    found = []
-    for (method, part), units in sums.items():
-        table = np.array(units, dtype=np.float64)
-        value, number = table.sum(axis=0)
-        score = Score(value=float(value / number), count=int(number))
-        if len(table) > 1:
-            drawn = resample(table, _DRAWS, np.random.default_rng(folder.spec.seed))
-            score = with_interval(score, drawn[:, 0] / drawn[:, 1], 0.95)
-        found.append(Grouped(model, method, part, score, len(table)))
+    found = [
+        Grouped(
+            model, method, part,
+            summary.mean_score(np.array(units, dtype=np.float64), seed=folder.spec.seed, draws=_DRAWS), len(units),
+        )
+        for (method, part), units in sums.items()
+    ]  # fmt: skip
     sizes: dict[str, int] = {}
     for one in found:
         sizes[one.group] = max(sizes.get(one.group, 0), one.images)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from salviz.errors import DataError
-from salviz.plain import json_text, write_files
+from salviz.plain import json_text, place, write_files
 from salviz.runs import table
 from salviz.runs.folder import RunFolder
 from salviz.runs.plan import Shard
@@ -130,11 +129,7 @@ def _widths() -> pa.Table:
 def _copy(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     """Write what a query gives beside its place and put it there whole."""
     path.parent.mkdir(exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        connection.execute(query.format(path=str(beside).replace("'", "''")))
-        beside.replace(path)
+        place(path, lambda beside: connection.execute(query.format(path=str(beside).replace("'", "''"))))
     except (OSError, duckdb.IOException) as error:
         raise DataError(f"The run's folder cannot be written to ({error}); make room and look again.") from error
-    finally:
-        beside.unlink(missing_ok=True)

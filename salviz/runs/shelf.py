@@ -101,10 +101,12 @@ class Shelf:
 
     def names(self) -> list[str]:
         """All runs, the latest first."""
+        return sorted(self._found(), key=lambda name: (-self._asked(name)["time"], name))
+
+    def _found(self) -> list[str]:
         if not self.root.is_dir():
             return []
-        found = [path.name for path in self.root.iterdir() if _NAME.fullmatch(path.name) and _is_run(path)]
-        return sorted(found, key=lambda name: (-self._asked(name)["time"], name))
+        return [path.name for path in self.root.iterdir() if _NAME.fullmatch(path.name) and _is_run(path)]
 
     def spec(self, name: str) -> Spec:
         """What a run was asked to do.
@@ -125,9 +127,7 @@ class Shelf:
         if not 0 <= place < len(folder.sample):
             raise RequestError(f"The run {name} has no picture {place}.")
         one = folder.sample[place]
-        pictures = datasets.open_set(folder.data)
-        places = {entry.name: place for place, entry in enumerate(pictures.entries)}
-        source = (pictures, places[one.name]) if one.name in places else None
+        source = datasets.open_set(folder.data).source(one.name)
         return Item(place, one.name, None, one.fingerprint, source).open()
 
     def submit(self, spec: Spec, device: str) -> str:
@@ -195,7 +195,7 @@ class Shelf:
     def queue(self, device: str) -> list[str]:
         """Runs that wait for a device, the first asked for first."""
         waiting = []
-        for name in self.names():
+        for name in self._found():
             wanted = _read(self.root / name / _WANTED)
             if wanted and wanted["device"] == device:
                 waiting.append((float(wanted["since"]), name))
@@ -212,20 +212,19 @@ class Shelf:
         if self._is_locked(name):
             now = _read(folder.path / _PROGRESS) or {}
             return Standing(state="running", **common, **{key: now[key] for key in _TOLD if key in now})
+        status = folder.status() if folder.exists else None
+        if status is not None:
+            common |= {"done": status.explained, "total": status.explanations}
         failure = _read(folder.path / _FAILURE)
         if failure:
-            return Standing(state="failed", **common, error=str(failure["error"]), **_made(folder))
-        wanted = _read(folder.path / _WANTED)
-        if wanted:
+            return Standing(state="failed", **common, error=str(failure["error"]))
+        if _read(folder.path / _WANTED):
             # Its own place counts those before it, and the one at work.
             before = self.queue(str(asked["device"]))
-            place = before.index(name) if name in before else 0
-            return Standing(state="waiting", **common, place=place, **_made(folder))
-        if not folder.exists:
-            return Standing(state="cancelled" if folder.is_cancelled else "interrupted", **common)
-        status = folder.status()
-        state: State = "complete" if status.is_complete else "cancelled" if status.is_cancelled else "interrupted"
-        return Standing(state=state, **common, **_made(folder))
+            return Standing(state="waiting", **common, place=before.index(name) if name in before else 0)
+        if status is not None and status.is_complete:
+            return Standing(state="complete", **common)
+        return Standing(state="cancelled" if folder.is_cancelled else "interrupted", **common)
 
     def _asked(self, name: str) -> dict[str, Any]:
         """What was asked, when and for which device; a run of the command line says less."""
@@ -303,7 +302,7 @@ class Teller:
         self._began: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """See `execution.Told`."""
+        """See `bench.Told`."""
         now = time.monotonic()
         if self._began is None or done < self._began[1]:
             self._began = (now, done)
@@ -314,15 +313,6 @@ class Teller:
         rate = (done - before) / (now - began) if now > began else 0.0
         content = {"done": done, "total": total, "what": what, "rate": rate}
         write_files(self.path, {_PROGRESS: json_text(content).encode()})
-
-
-def _made(folder: RunFolder) -> dict[str, Any]:
-    """Explanations that are there and of the plan."""
-    if not folder.exists:
-        return {}
-    there = folder.present()
-    done = sum(shard.count for shard in folder.plan if shard.key in there)
-    return {"done": done, "total": sum(shard.count for shard in folder.plan)}
 
 
 def _is_run(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -130,14 +130,27 @@ def scores(folder: RunFolder, *, draws: int = 1000) -> list[Scored]:
         for name in ("consistency", "sensitivity", "cose")
     ]
     for (model, method, metric, quantity), sums in _grouped(folder, _VALUES, 4).items():
-        total, count, undefined = sums.sum(axis=0)
-        score = Score(value=float(total / count) if count else math.nan, count=int(count), undefined=int(undefined))
-        if len(sums) > 1:
-            drawn = resample(sums[:, :2], draws, np.random.default_rng(folder.spec.seed))
-            means = np.divide(drawn[:, 0], drawn[:, 1], out=np.full(draws, np.nan), where=drawn[:, 1] > 0)
-            score = with_interval(score, means, 0.95)
+        score = mean_score(sums[:, :2], seed=folder.spec.seed, draws=draws)
+        score = replace(score, undefined=int(sums[:, 2].sum()))
         found.append(Scored(model, method, metric, quantity, score))
     return found
+
+
+def mean_score(sums: NDArray[np.float64], *, seed: int, draws: int) -> Score:
+    """A mean with its bootstrap interval over images; without one where there is one image.
+
+    Args:
+        sums: `(images, 2)`: an image's sum and number of values.
+        seed: Of the draws.
+        draws: How many.
+    """
+    total, count = sums.sum(axis=0)
+    score = Score(value=float(total / count) if count else math.nan, count=int(count))
+    if len(sums) < 2:
+        return score
+    drawn = resample(sums, draws, np.random.default_rng(seed))
+    means = np.divide(drawn[:, 0], drawn[:, 1], out=np.full(draws, np.nan), where=drawn[:, 1] > 0)
+    return with_interval(score, means, 0.95)
 
 
 def _grouped(folder: RunFolder, query: str, keys: int) -> dict[tuple[str, ...], NDArray[np.float64]]:

@@ -95,17 +95,16 @@ def _history(view: View) -> None:
             return
         st.subheader("Runs", anchor=False)
         for name in names[:_LISTED]:
+            shown = view.standing if view.standing is not None and view.standing.name == name else None
             try:
-                standing, spec = view.shelf.standing(name), view.shelf.spec(name)
+                standing, spec = shown or view.shelf.standing(name), view.shelf.spec(name)
             except SalvizError:
                 continue
-            is_shown = view.standing is not None and view.standing.name == name
             st.button(
                 panels.plain(words.run(spec)), key=f"open.{name}", on_click=open_run, args=(name,), width="stretch",
-                type="primary" if is_shown else "tertiary", help=panels.plain(in_words(spec)),
+                type="primary" if shown else "tertiary", help=panels.plain(in_words(spec)),
             )  # fmt: skip
-            pictures = "all pictures" if spec.images is None else panels.counted(spec.images, "picture", "pictures")
-            st.caption(f"{_STATES[standing.state]}, {_ago(standing.asked)}; {pictures}")
+            st.caption(f"{_STATES[standing.state]}, {_ago(standing.asked)}; {_pictures(spec)}")
         if len(names) > _LISTED:
             st.caption(f"And {len(names) - _LISTED} older ones.")
 
@@ -124,15 +123,18 @@ def open_run(name: str) -> None:
         st.session_state[key] = ""
 
 
+def _pictures(spec: Spec) -> str:
+    return "all pictures" if spec.images is None else panels.counted(spec.images, "picture", "pictures")
+
+
 def in_words(spec: Spec) -> str:
     """What a run does, in a line."""
     from salviz.runs import words
 
-    pictures = "all pictures" if spec.images is None else panels.counted(spec.images, "picture", "pictures")
     models = ", ".join(words.models(spec.models).values())
     titles = list(words.methods(spec.methods).values())
     methods = ", ".join(titles) if len(titles) <= 4 else f"{len(titles)} methods"
-    return f"{pictures}, seed {spec.seed}; {models}; {methods}"
+    return f"{_pictures(spec)}, seed {spec.seed}; {models}; {methods}"
 
 
 def header(view: View) -> None:
@@ -258,17 +260,13 @@ def _remove(shelf: Shelf, name: str) -> None:
         state.notice(str(error))
 
 
+@st.cache_resource(show_spinner=False, ttl=600, max_entries=20)
 def opened(id: str) -> Any:
     """An image set, listed once a server and a few minutes.
 
     Raises:
         SalvizError: There is no such set, or it cannot be read.
     """
-    return _opened(id)
-
-
-@st.cache_resource(show_spinner=False, ttl=600, max_entries=20)
-def _opened(id: str) -> Any:
     from salviz.datasets import open_set
 
     return open_set(id)

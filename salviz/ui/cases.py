@@ -138,12 +138,14 @@ def _drawn(
     classifier, found = loaded.classifier, {}
     able = [name for name in methods if registry.get(name).refusal(classifier) is None]
     pictures = batch.opened(folder.data)
-    known = {entry.name: place for place, entry in enumerate(pictures.entries)}
     for place in places:
         one = folder.sample[place]
+        source = pictures.source(one.name)
+        if source is None:
+            continue
         try:
-            picture = pictures.open(known[one.name])
-        except (SalvizError, KeyError):
+            picture = pictures.open(source[1])
+        except SalvizError:
             continue
         buffer = io.BytesIO()
         thumbnail(picture, _SIDE, square=True).save(buffer, format="JPEG", quality=85)

@@ -140,6 +140,10 @@ def _stored(file: Any, problems: list[str]) -> str:
     from salviz.plain import write_files
     from salviz.runs.shelf import Shelf
 
+    # Every run of the page asks; the file is read once.
+    known: tuple[str, str] | None = st.session_state.get("_zip")
+    if known is not None and known[0] == file.file_id:
+        return known[1]
     content = file.getvalue()
     name = f"{hashlib.blake2b(content, digest_size=8).hexdigest()}.zip"
     folder = Shelf().root / ".uploads"
@@ -148,7 +152,10 @@ def _stored(file: Any, problems: list[str]) -> str:
             write_files(folder, {name: content})
         except SalvizError as error:
             problems.append(str(error))
-    return f"zip:{(folder / name).resolve()}"
+            return f"zip:{folder / name}"
+    id = f"zip:{(folder / name).resolve()}"
+    st.session_state["_zip"] = (file.file_id, id)
+    return id
 
 
 def _measured() -> None:
