@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from salviz.errors import DataError, RequestError
 from salviz.plain import write_files
-from salviz.runs.folder import ABOUT, PLAN, SAMPLE, SCORES, RunFolder
+from salviz.runs.folder import ABOUT, MAPS, PLAN, SAMPLE, SCORES, RunFolder
 from salviz.runs.plan import Shard
 
 Found = TypeVar("Found")
@@ -92,9 +92,11 @@ class Store:
             if shard.key in here - there:
                 self.send(folder, shard)
             elif shard.key in there - here:
-                content = self._read(_name(shard))
-                if content is not None:
-                    write_files(folder.path / SCORES, {PurePosixPath(_name(shard)).name: content})
+                for name in _names(shard):
+                    content = self._read(name)
+                    if content is not None:
+                        path = folder.path / name
+                        write_files(path.parent, {path.name: content})
 
     def send(self, folder: RunFolder, shard: Shard) -> None:
         """Bring a shard to the store.
@@ -106,7 +108,9 @@ class Store:
         Raises:
             DataError: The store cannot be written to; the shard stays where it is.
         """
-        self._write(_name(shard), folder.file(shard).read_bytes())
+        for name in _names(shard):
+            if (folder.path / name).is_file():
+                self._write(name, (folder.path / name).read_bytes())
 
     def _present(self) -> set[str]:
         def listed() -> set[str]:
@@ -152,5 +156,6 @@ class Store:
             ) from error
 
 
-def _name(shard: Shard) -> str:
-    return f"{SCORES}/{shard.key}.parquet"
+def _names(shard: Shard) -> tuple[str, str]:
+    """The files of a shard: its maps first, where it keeps any, as its rows say that it is there."""
+    return f"{MAPS}/{shard.key}.safetensors", f"{SCORES}/{shard.key}.parquet"

@@ -54,6 +54,20 @@ def test_what_is_there_is_fetched_and_not_made_again(undisturbed: RunFolder, url
     assert names(url) >= shards
 
 
+def test_maps_go_where_their_rows_go(url: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    begin(spec(images=2, maps="clean"), folder)
+    resume(folder, store=Store(url))
+    maps = {path.name: path.read_bytes() for path in (folder.path / "maps").iterdir()}
+    assert names(url) >= {f"maps/{name}" for name in maps}
+    shutil.rmtree(folder.path)
+    again = RunFolder(tmp_path / "run")
+    Store(url).restore(again)
+    resume(again, store=Store(url))
+    assert made(again) == 0
+    assert {path.name: path.read_bytes() for path in (again.path / "maps").iterdir()} == maps
+
+
 def test_from_the_command_line(undisturbed: RunFolder, url: str, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(spec().as_dict()))
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
