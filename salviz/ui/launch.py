@@ -232,10 +232,12 @@ def _offer(spec: Spec, images: int) -> None:
     found = followed.result
     told = None if found is None else found.seconds
     is_too_long = told is not None and told > MOST_SECONDS
+    # Where there is a limit, nothing starts before it is known to be kept.
+    is_unknown = told is None and float("inf") > MOST_SECONDS
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Start", type="primary", key="begin_run", on_click=_start, args=(spec, device),
-            disabled=bool(followed.error) or is_too_long,
+            disabled=bool(followed.error) or is_too_long or is_unknown,
         )  # fmt: skip
         if found is not None:
             sentence = (

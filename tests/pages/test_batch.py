@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from salviz.images.fashion import FASHION, fashion_arrays
 from salviz.runs import Spec, worker
 from salviz.runs.shelf import Shelf
-from salviz.ui import batch, launch
+from salviz.ui import batch, follow, launch
 from tests.pages.conftest import ROOT, TIMEOUT
 
 Open = Callable[..., AppTest]
@@ -89,6 +89,17 @@ def test_what_is_chosen_is_what_is_asked_for(visit_batch: Open) -> None:
     assert "run" not in app.query_params
     app.button(key="begin_run").click().run()
     assert Shelf().names() == [made]
+
+
+def test_a_server_can_refuse_long_runs(visit_batch: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "MOST_SECONDS", 0.001)
+    app = visit_batch()
+    assert "This server takes runs of up to" in texts(app)
+    assert app.button(key="begin_run").disabled
+    # While the estimate is still to come, nothing starts either.
+    monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.0)
+    app.number_input(key="new_seed").set_value(9).run()
+    assert app.button(key="begin_run").disabled
 
 
 def test_classes_can_be_chosen(visit_batch: Open) -> None:
