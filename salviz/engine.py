@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import MethodError, Refusal, RequestError
 from salviz.methods.card import Attribution, Method
-from salviz.methods.passes import shared_logits
+from salviz.methods.passes import GRADIENT, HEAD, shared_logits
 from salviz.seeds import generators
 from salviz.targets import ClassTarget, PredictedTarget, Target
 from salviz.work import Progress, Work, fitting, silent
@@ -110,7 +110,8 @@ def explain_set(
     """Explain a batch of images with several methods in the fewest passes.
 
     Methods that need the same passes share them: all class activation maps of a layer one trunk and one head gradient,
-    gradient and input x gradient one backward, the three of SmoothGrad's noise one set of noisy copies. The result of
+    gradient and input x gradient one backward, which begins at that trunk's forward where there is one, the three of
+    SmoothGrad's noise one set of noisy copies. The result of
     a method for an image depends neither on the set, nor on the batch it comes in, nor on `batch_size`. Cheap methods
     come first. On an out-of-memory error the batch is halved and tried again.
 
@@ -142,7 +143,10 @@ def explain_set(
             if refusal is not None:
                 raise Refusal(refusal)
         x = x.clone() if x.is_inference() else x.detach()
-        work = Work(total=round(_total(plan) * len(x)), batch_size=batch_size or fitting(x.device), progress=progress)
+        work = Work(
+            total=round(_total(plan) * len(x)), batch_size=batch_size or fitting(x.device), progress=progress,
+            wanted=frozenset(step.shared for step in plan),
+        )  # fmt: skip
         parts: dict[str, list[Explained]] = {step.name: [] for step in plan}
         found: dict[str, Explained] = {}
         start = 0
@@ -184,6 +188,11 @@ class _Step:
     settings: Settings
     passes: float
 
+    @property
+    def shared(self) -> Hashable:
+        """Name of the passes it shares with others, or None."""
+        return self.method.card.shares(self.settings)
+
 
 def _plan(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> list[_Step]:
     """The methods, cheap ones first."""
@@ -202,14 +211,16 @@ def _total(plan: Sequence[_Step]) -> float:
     shared: dict[Any, float] = {}
     total = 0.0
     for step in plan:
-        name = step.method.card.shares(step.settings)
+        name = step.shared
         if name is None:
             total += step.passes
         else:
             # Who shares may need more passes of its own on top.
             total += max(0.0, step.passes - shared.get(name, 0.0))
             shared[name] = max(step.passes, shared.get(name, 0.0))
-    return total
+    # The gradient at the images goes on from the forward pass of the class activation maps.
+    is_one_way = GRADIENT in shared and any(isinstance(name, tuple) and name[0] == HEAD for name in shared)
+    return total - 1.0 if is_one_way else total
 
 
 def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> float:

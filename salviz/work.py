@@ -39,12 +39,15 @@ class Work:
         batch_size: Images in one model pass at the most.
         progress: Called after every pass.
         done: Image passes made so far.
+        wanted: What the methods of the set share (`MethodCard.shares`), so that a pass can be made for one that comes
+            later to go on from.
     """
 
     total: int = 0
     batch_size: int = _FEW
     progress: Progress = silent
     done: int = field(default=0)
+    wanted: frozenset[Hashable] = frozenset()
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def tick(self, images: int) -> None:
@@ -75,6 +78,10 @@ class Work:
             self._shared[name] = compute()
         found: Found = self._shared[name]
         return found
+
+    def found(self, name: Hashable) -> Any:
+        """What `once` has computed under this name, or None."""
+        return self._shared.get(name)
 
     def forget(self) -> None:
         """Drop what was shared: another batch comes, or memory ran out."""

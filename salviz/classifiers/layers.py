@@ -60,15 +60,21 @@ class TargetLayer:
 
 
 class Capture:
-    """Holds the activation of the target layer during one forward pass."""
+    """Holds the activation of the target layer during one forward pass.
+
+    Attributes:
+        output: As the layer gave it, with the trunk's graph where the input needs a gradient.
+        activation: The same values as a leaf, on which the head grows.
+    """
 
     def __init__(self) -> None:
+        self.output: Tensor | None = None
         self.activation: Tensor | None = None
 
 
 @contextmanager
 def cut_at(classifier: Classifier, layer: TargetLayer) -> Iterator[Capture]:
-    """Make the layer's output a leaf: what comes before it builds no graph, what comes after does.
+    """Make the layer's output a leaf, so that the head's graph begins there.
 
     With frozen parameters and an input that needs no gradient, autograd records nothing up to the leaf, so the
     trunk costs a plain forward and only the head is differentiated. The leaf is handed on as a clone, because
@@ -77,6 +83,7 @@ def cut_at(classifier: Classifier, layer: TargetLayer) -> Iterator[Capture]:
     capture = Capture()
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        capture.output = output
         capture.activation = output.detach().requires_grad_(True)
         return capture.activation.clone()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ NOISE = Parameter(
     step=0.05,
 )
 """Setting of every method that averages over noisy copies (see `gaussian_noise`)."""
+
+GRADIENT = "gradient"
+"""What methods share that need the score's gradient at the images."""
+
+HEAD = "head"
+"""What methods share, with the layer's name, that need a layer's activation and the score's gradient at it."""
 
 LAYER = Parameter("layer", "", "Layer to attach to; empty for the one the rule finds.")
 
@@ -48,73 +55,105 @@ def score_gradient(classifier: Classifier, x: Tensor, target: Target) -> tuple[T
 
 
 def plain_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work) -> tuple[Tensor, Tensor]:
-    """`score_gradient` of the images themselves, made once for all methods that explain them together."""
+    """`score_gradient` of the images themselves, made once for all methods that explain them together.
+
+    Where class activation maps were made before, it goes on from their forward pass.
+    """
 
     def compute() -> tuple[Tensor, Tensor]:
-        found = score_gradient(classifier, x, target)
-        work.tick(2 * len(x))
-        return found
+        trunk: Trunk | None = next((found for name in work.wanted if (found := work.found(("trunk", name)))), None)
+        if trunk is None or trunk.way is None:
+            found = score_gradient(classifier, x, target)
+            work.tick(2 * len(x))
+            return found
+        gradient = trunk.input_gradient(target)
+        work.tick(len(x))
+        return gradient, trunk.logits.detach()
 
-    return work.once("gradient", compute)
+    return work.once(GRADIENT, compute)
 
 
-def head_gradient(classifier: Classifier, x: Tensor, target: Target, layer: str) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass
+class Trunk:
+    """A forward pass that is cut at a layer.
+
+    Attributes:
+        leaf: The layer's activation in its own layout, a leaf.
+        logits: `(N, K)` with the head's graph between them and the leaf: `torch.autograd.grad(..., retain_graph=True)`
+            gives the gradient of anything made of them, until `input_gradient` has used the graph up. Methods of a
+            single pass come before it.
+        way: The images as a leaf, and the activation with the trunk's graph between them, where it was kept.
+    """
+
+    leaf: Tensor
+    logits: Tensor
+    way: tuple[Tensor, Tensor] | None = None
+    _head: Tensor | None = None
+
+    def head_gradient(self, target: Target) -> Tensor:
+        """Gradient of each image's score with respect to the activation, in the layer's own layout."""
+        if self._head is None:
+            with torch.enable_grad():
+                score = target.resolve(self.logits).score(self.logits)
+                (self._head,) = torch.autograd.grad(score.sum(), self.leaf, retain_graph=True)
+        return self._head
+
+    def input_gradient(self, target: Target) -> Tensor:
+        """Gradient of each image's score with respect to the image, `(N, 3, H, W)`; once, if `way` was kept."""
+        assert self.way is not None  # noqa: S101 - asked before
+        (images, output), head = self.way, self.head_gradient(target)
+        with torch.enable_grad():
+            score = target.resolve(self.logits).score(self.logits).sum()
+            # Through the layer, and around it where something leads there: skip connections do.
+            (gradient,) = torch.autograd.grad((output, score), images, (head, torch.ones_like(score)))
+        self.way = None
+        return gradient
+
+
+def shared_trunk(classifier: Classifier, x: Tensor, layer: str, work: Work) -> Trunk:
+    """The images' forward pass, cut at the target layer, made once for all methods."""
+
+    def compute() -> Trunk:
+        where = target_layer(classifier, layer or None)
+        # The gradient at the images, if a method wants it, is one backward from here instead of two passes of its own.
+        is_wanted = GRADIENT in work.wanted and work.found(GRADIENT) is None
+        goes_on = is_wanted and not where.is_published
+        images = x.detach().requires_grad_(goes_on)
+        with torch.enable_grad(), cut_at(classifier, where) as capture:
+            logits = classifier.forward(images, is_published=where.is_published)
+        assert capture.activation is not None  # noqa: S101 - the hook ran
+        assert capture.output is not None  # noqa: S101
+        work.tick(len(x))
+        return Trunk(capture.activation, logits, (images, capture.output) if goes_on else None)
+
+    return work.once(("trunk", (HEAD, layer)), compute)
+
+
+def shared_head(
+    classifier: Classifier, x: Tensor, target: Target, layer: str, work: Work
+) -> tuple[Tensor, Tensor, Tensor]:
     """Activation of the target layer, the score's gradient at it, and the logits, from one forward pass.
 
-    The trunk runs without a graph and only the head is differentiated (see `cut_at`).
+    The trunk runs without a graph and only the head is differentiated (see `cut_at`). Made once for all methods.
 
     Args:
         classifier: The model; its lock is held by the caller.
         x: `(N, 3, H, W)` float32 in model space.
         target: One entry an image.
         layer: Dotted name, or empty for the rule's.
+        work: Budget, progress, and what others found.
 
     Returns:
         `(N, C, h, w)` activation, `(N, C, h, w)` gradient, `(N, K)` logits; none has a graph.
     """
-    where = target_layer(classifier, layer or None)
-    with torch.enable_grad(), cut_at(classifier, where) as capture:
-        logits = classifier.forward(x, is_published=where.is_published)
-        assert capture.activation is not None  # noqa: S101 - the hook ran
-        score = target.resolve(logits).score(logits)
-        (gradient,) = torch.autograd.grad(score.sum(), capture.activation)
-    activation = capture.activation.detach()
-    return where.channel_maps(activation), where.channel_maps(gradient), logits.detach()
-
-
-def shared_trunk(classifier: Classifier, x: Tensor, layer: str, work: Work) -> tuple[Tensor, Tensor]:
-    """The images' activation of the target layer as a leaf, and the logits that grow on it, made once for all methods.
-
-    Returns:
-        The activation in the layer's own layout, which requires a gradient, and `(N, K)` logits with the head's graph
-        between them: `torch.autograd.grad(..., retain_graph=True)` gives the gradient of anything made of the logits.
-    """
-
-    def compute() -> tuple[Tensor, Tensor]:
-        where = target_layer(classifier, layer or None)
-        with torch.enable_grad(), cut_at(classifier, where) as capture:
-            logits = classifier.forward(x, is_published=where.is_published)
-        assert capture.activation is not None  # noqa: S101 - the hook ran
-        work.tick(len(x))
-        return capture.activation, logits
-
-    return work.once(("trunk", layer), compute)
-
-
-def shared_head(
-    classifier: Classifier, x: Tensor, target: Target, layer: str, work: Work
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`head_gradient` of the images themselves, made once for all methods that explain them together."""
 
     def compute() -> tuple[Tensor, Tensor, Tensor]:
         where = target_layer(classifier, layer or None)
-        leaf, logits = shared_trunk(classifier, x, layer, work)
-        with torch.enable_grad():
-            score = target.resolve(logits).score(logits)
-            (gradient,) = torch.autograd.grad(score.sum(), leaf, retain_graph=True)
-        return where.channel_maps(leaf.detach()), where.channel_maps(gradient), logits.detach()
+        trunk = shared_trunk(classifier, x, layer, work)
+        gradient = trunk.head_gradient(target)
+        return where.channel_maps(trunk.leaf.detach()), where.channel_maps(gradient), trunk.logits.detach()
 
-    return work.once(("head", layer), compute)
+    return work.once((HEAD, layer), compute)
 
 
 def no_spatial_layer(classifier: Classifier) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -89,16 +90,17 @@ def _local_ssim(a: Tensor, b: Tensor, span: Tensor) -> Tensor:
     """
     x, y = _mirror(a / span), _mirror(b / span)
     n = _WINDOW**2
+    c1, c2 = _K1**2 * n * n, _K2**2 * n * (n - 1)
     sum_x, sum_y = _window_sum(x), _window_sum(y)
-    product, squares = sum_x * sum_y, sum_x * sum_x + sum_y * sum_y
+    # In place from here on: on a CPU a new plane costs more than what is done to it.
+    product, squares = sum_x * sum_y, sum_x.square_().add_(sum_y.square_())
     # n^2 times the means' products and n (n - 1) times the sample variances: with one division at the end,
     # maps that are flat in a window come out as exactly flat, which single precision would otherwise miss by
     # a part of c2.
-    variances = n * _window_sum(x * x + y * y) - squares
-    covariance = n * _window_sum(x * y) - product
-    c1, c2 = _K1**2 * n * n, _K2**2 * n * (n - 1)
-    luminance = (2 * product + c1) / (squares + c1)
-    return luminance * ((2 * covariance + c2) / (variances + c2))
+    covariance = _window_sum(x * y).mul_(n).sub_(product)
+    variances = _window_sum(x.square_().add_(y.square_())).mul_(n).sub_(squares)
+    luminance = product.mul_(2).add_(c1).div_(squares.add_(c1))
+    return luminance.mul_(covariance.mul_(2).add_(c2).div_(variances.add_(c2)))
 
 
 def _gaussian_ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -136,15 +138,16 @@ def _window_sum(padded: Tensor) -> Tensor:
     return _slide(_slide(padded, 1), 2)
 
 
-def _slide(values: Tensor, dim: int) -> Tensor:
-    """Sums (floating point) or unions (bool) of five neighbours along `dim`, in three operations."""
+def _slide(values: Tensor, dim: int, joined: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Tensor:
+    """Sums of five neighbours along `dim`, or what else joins two, in three operations."""
     count = values.shape[dim]
-    pairs = values.narrow(dim, 0, count - 1) + values.narrow(dim, 1, count - 1)
-    fours = pairs.narrow(dim, 0, count - 3) + pairs.narrow(dim, 2, count - 3)
-    return fours.narrow(dim, 0, count - 4) + values.narrow(dim, 4, count - 4)
+    pairs = joined(values.narrow(dim, 0, count - 1), values.narrow(dim, 1, count - 1))
+    fours = joined(pairs.narrow(dim, 0, count - 3), pairs.narrow(dim, 2, count - 3))
+    return joined(fours.narrow(dim, 0, count - 4), values.narrow(dim, 4, count - 4))
 
 
 def _erode(pixels: Tensor) -> Tensor:
     """Masks eroded by 5x5; the outside of the frame counts as True."""
-    holes = F.pad(~pixels, (_BORDER,) * 4, value=False)
-    return ~_slide(_slide(holes, 1), 2)
+    # As bytes: unions of bools go one by one on a CPU.
+    holes = F.pad((~pixels).view(torch.uint8), (_BORDER,) * 4)
+    return ~_slide(_slide(holes, 1, torch.maximum), 2, torch.maximum).view(torch.bool)

@@ -146,8 +146,9 @@ def test_its_cells_lie_where_the_picture_is(index: int) -> None:
 
 def test_folding_does_not_move_the_layer() -> None:
     """The gradient of the published net at the layer is that of the folded one."""
-    from salviz.methods.passes import head_gradient
+    from salviz.methods.passes import shared_head
     from salviz.targets import ClassTarget
+    from salviz.work import Work
 
     classifier = build(IDS.index("timm:resnet18-96x64-0"))
     plain = copy.copy(classifier)
@@ -155,7 +156,7 @@ def test_folding_does_not_move_the_layer() -> None:
     x = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     target = ClassTarget(torch.tensor([1, 2]))
     for found, expected in zip(
-        head_gradient(classifier, x, target, ""), head_gradient(plain, x, target, ""), strict=True
+        shared_head(classifier, x, target, "", Work()), shared_head(plain, x, target, "", Work()), strict=True
     ):
         torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, one_pass, register
-from salviz.methods.passes import LAYER, no_spatial_layer, shared_head
+from salviz.methods.passes import HEAD, LAYER, no_spatial_layer, shared_head
 from salviz.targets import Target
 from salviz.work import Work
 
 
 def shares_head(parameters: Mapping[str, Any]) -> Hashable:
     """All maps of one layer come from one trunk pass and one gradient of the head."""
-    return "head", parameters["layer"]
+    return HEAD, parameters["layer"]
 
 
 def _cam(

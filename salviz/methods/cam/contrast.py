@@ -93,7 +93,8 @@ def finer_cam(
 ) -> Attribution:
     """Finer-CAM on Grad-CAM: `(N, h, w)`, before the final ReLU."""
     where = target_layer(classifier, layer or None)
-    leaf, logits = shared_trunk(classifier, x, layer, work)
+    trunk = shared_trunk(classifier, x, layer, work)
+    leaf, logits = trunk.leaf, trunk.logits
     with torch.enable_grad():
         score = finer_score(logits, target.resolve(logits), strength, references)
         (gradient,) = torch.autograd.grad(score.sum(), leaf, retain_graph=True)

@@ -93,6 +93,6 @@ def eigen_cam(
     The paper takes the singular vectors of the activations as they are. Centred, as in pytorch-grad-cam, the map says
     where the layer differs most from its own average, and has both signs.
     """
-    leaf, logits = shared_trunk(classifier, x, layer, work)
-    activation = target_layer(classifier, layer or None).channel_maps(leaf.detach())
-    return Attribution(first_component(activation.float(), is_centred=centre), logits.detach())
+    trunk = shared_trunk(classifier, x, layer, work)
+    activation = target_layer(classifier, layer or None).channel_maps(trunk.leaf.detach())
+    return Attribution(first_component(activation.float(), is_centred=centre), trunk.logits.detach())

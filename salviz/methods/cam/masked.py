@@ -74,8 +74,8 @@ def score_cam(
     everything: they are run once, not one by one, and count as run.
     """
     where = target_layer(classifier, layer or None)
-    leaf, logits = shared_trunk(classifier, x, layer, work)
-    activation, logits = where.channel_maps(leaf.detach()).float(), logits.detach()
+    trunk = shared_trunk(classifier, x, layer, work)
+    activation, logits = where.channel_maps(trunk.leaf.detach()).float(), trunk.logits.detach()
     resolved = target.resolve(logits)
     chosen = strongest(activation, channels)
     count = chosen.shape[1]
@@ -150,8 +150,8 @@ def opti_cam(
     at once; here every image gets all steps.
     """
     where = target_layer(classifier, layer or None)
-    leaf, logits = shared_trunk(classifier, x, layer, work)
-    activation, logits = where.channel_maps(leaf.detach()).float().clamp(min=0), logits.detach()
+    trunk = shared_trunk(classifier, x, layer, work)
+    activation, logits = where.channel_maps(trunk.leaf.detach()).float().clamp(min=0), trunk.logits.detach()
     resolved: ClassTarget = target.resolve(logits)
     is_flat = activation.amax(dim=(2, 3)) == activation.amin(dim=(2, 3))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
-from salviz.methods.passes import plain_gradient
+from salviz.methods.passes import GRADIENT, plain_gradient
 from salviz.targets import Target
 from salviz.work import Work
 
@@ -29,7 +29,7 @@ from salviz.work import Work
         signed=True,
         passes=two_passes,
         explains_predicted=True,
-        shares=lambda parameters: "gradient",
+        shares=lambda parameters: GRADIENT,
         failures="Noisy; in saturated models the gradient vanishes where the evidence is strongest.",
     )
 )
@@ -55,7 +55,7 @@ def gradient(
         signed=True,
         passes=two_passes,
         explains_predicted=True,
-        shares=lambda parameters: "gradient",
+        shares=lambda parameters: GRADIENT,
         failures="Shows the picture itself: edges of the input shine through whatever the model does.",
     )
 )
