@@ -65,10 +65,15 @@ class _ReLU6(nn.ReLU6):
             # Methods that look at a net's calls see the one they know.
             seen: Tensor = handle_torch_function(F.hardtanh, (x,), x, self.min_val, self.max_val, True)
             return seen
-        if torch.is_grad_enabled() and x.requires_grad and not (x.is_leaf or x._is_view()):
-            result: Tensor = _Clip.apply(x, self.min_val, self.max_val)
-            return result
-        return F.hardtanh(x, self.min_val, self.max_val, inplace=not x.requires_grad)
+        return clip_(x, self.min_val, self.max_val)
+
+
+def clip_(x: Tensor, low: float, high: float) -> Tensor:
+    """Values between two bounds, written over `x` where autograd lets it: a clamp that keeps nothing but its output."""
+    if torch.is_grad_enabled() and x.requires_grad and not (x.is_leaf or x._is_view()):
+        result: Tensor = _Clip.apply(x, low, high)
+        return result
+    return F.hardtanh(x, low, high, inplace=not x.requires_grad)
 
 
 class _Clip(torch.autograd.Function):

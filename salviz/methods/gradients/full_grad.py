@@ -12,7 +12,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.lean import clip_
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
+from salviz.methods.pieces import pieces
 from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
 from salviz.targets import Target
 from salviz.work import Work
@@ -47,22 +49,28 @@ class FullGradTerms:
             gradient: `(N, C, h, w)` of the score with respect to the layer's output.
             constant: `(C,)` a bias, or `(N, C, h, w)`.
         """
+        if gradient.shape[2] * gradient.shape[3] == 1:
+            # It has no place in the picture.
+            self.score += (gradient * (constant.view(1, -1, 1, 1) if constant.ndim == 1 else constant)).sum((1, 2, 3))
+            return
+        rescaled = torch.cat([self._part(gradient[part], constant, part) for part in pieces(gradient)])
+        key = (rescaled.shape[1], rescaled.shape[2])
+        self._drawn[key] = self._drawn[key] + rescaled if key in self._drawn else rescaled
+
+    def _part(self, gradient: Tensor, constant: Tensor, rows: slice) -> Tensor:
+        """Terms of some pictures, added to their scores and rescaled: `(n, h, w)`."""
         if constant.ndim == 1:
-            self.score += gradient.sum(dim=(2, 3)) @ constant
+            self.score[rows] += gradient.sum(dim=(2, 3)) @ constant
             size = gradient.abs().mul_(constant.abs().view(1, -1, 1, 1))
         else:
-            terms = gradient * constant
-            self.score += terms.sum(dim=(1, 2, 3))
+            terms = gradient * constant[rows]
+            self.score[rows] += terms.sum(dim=(1, 2, 3))
             size = terms.abs_()
-        if size.shape[2] * size.shape[3] == 1:
-            return  # It has no place in the picture.
         low, high = size.amin(dim=(1, 2, 3)), size.amax(dim=(1, 2, 3))
         span = high - low
         scale = torch.where(span > 0, 1 / span, torch.zeros_like(span)).view(-1, 1, 1)
         # The same for all channels of the layer, so it can follow their sum.
-        rescaled = (size.sum(dim=1) - size.shape[1] * low.view(-1, 1, 1)) * scale
-        key = (rescaled.shape[1], rescaled.shape[2])
-        self._drawn[key] = self._drawn[key] + rescaled if key in self._drawn else rescaled
+        return (size.sum(dim=1) - size.shape[1] * low.view(-1, 1, 1)) * scale
 
     def saliency(self, size: tuple[int, int]) -> Tensor:
         """The paper's map: `(N, height, width)`, never negative."""
@@ -118,8 +126,13 @@ class _BiasMode(TorchFunctionMode):
         activation = as_activation(func, args, kwargs)
         if activation is not None:
             # In place where the net does so and the input is not needed any more.
-            is_clamp = activation.bounds is not None and activation.bounds[0] == 0.0
-            out = func(*args, **kwargs) if is_clamp else activation.apply(activation.x)
+            bounds = activation.bounds
+            if bounds is None or bounds[0] != 0.0:
+                out = activation.apply(activation.x)
+            elif func is F.hardtanh and activation.is_inplace:
+                out = clip_(activation.x, *bounds)
+            else:
+                out = func(*args, **kwargs)
             self._note(out, is_last=activation.x in self._is_last)
             if activation.name not in HOMOGENEOUS:
                 z = activation.x.detach()
