@@ -35,8 +35,8 @@ BATCH = 16
 PASSES = 8
 """Passes an image that sampled and iterative methods are cut to: enough to see what they cost beside them."""
 MASK_PASSES = 40
-"""The same for what begins with work of its own and goes on for hundreds of passes: optimised masks, and XRAI, which cuts
-each picture into regions first."""
+"""The same for what begins with work of its own and goes on for hundreds of passes: optimised masks, and XRAI, which
+cuts each picture into regions first."""
 BOUND = 1.15
 CLOSED_CAMS = ("cam", "grad_cam", "grad_cam_pp", "hires_cam", "xgrad_cam", "layer_cam", "eigen_cam", "finer_cam")
 
