@@ -189,6 +189,26 @@ def row_overlay(exploration: Exploration, row: int, display: Display, *, is_alig
     return overlay(under, shown, display.colormap_id, low, high, display.opacity, follow_value=display.follows_value)
 
 
+def frame_overlay(method: str, raw: torch.Tensor, frame: torch.Tensor, display: Display) -> Pixels:
+    """A map over what the model saw, on a scale of its own: `(H, W, 3)` uint8.
+
+    Args:
+        method: Id of its method.
+        raw: `(h, w)` or `(C, h, w)` float32 as the method returned it.
+        frame: `(3, H, W)` uint8.
+        display: Display choices.
+    """
+    one = raw.unsqueeze(0)
+    found = maps.signed(one) if display.is_signed else maps.unsigned(one, methods.get(method).card.evidence)
+    low, high = value_limits(method, found[0].numpy(), display)
+    size = (int(frame.shape[1]), int(frame.shape[2]))
+    laid = maps.resize(found, size) if display.is_smooth else maps.repeat_cells(found, size)
+    return overlay(
+        _frame_pixels(frame), laid[0].numpy(), display.colormap_id, low, high, display.opacity,
+        follow_value=display.follows_value,
+    )  # fmt: skip
+
+
 def row_card(exploration: Exploration, row: int, display: Display, *, background: int = 255) -> Pixels:
     """What the model saw in a row beside its map laid back on the clean frame: `(H, 2 W + gap, 3)` uint8."""
     seen = _frame_pixels(exploration.frame(row))

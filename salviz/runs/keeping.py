@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from salviz.errors import DataError
+from salviz.runs.folder import MAPS, RunFolder
 
 _SCALE = ".scale"
 
@@ -51,6 +52,31 @@ class MapFile:
     def content(self, method: str) -> bytes:
         """The file of a method."""
         return save(self._tensors[method], {"rows": json.dumps(self._rows[method])})
+
+
+def kept_map(folder: RunFolder, model: str, method: str, place: int) -> Tensor | None:
+    """The raw map of a picture of a run's sample as it is, `(h, w)` or `(C, h, w)` float32 to three digits.
+
+    Args:
+        folder: Of the run.
+        model: Id of the classifier, as the plan names it.
+        method: Id.
+        place: Of the picture in the sample.
+
+    Returns:
+        None where the run keeps none, or has not made it yet.
+    """
+    for shard in folder.plan:
+        is_it = (shard.model, shard.method, shard.metric) == (model, method, "cose")
+        if is_it and shard.first <= place < shard.first + shard.count:
+            path = folder.path / MAPS / f"{shard.key}.safetensors"
+            try:
+                with safe_open(str(path), framework="pt") as file:
+                    value: Tensor = file.get_tensor(str(place))[0].float() * file.get_tensor(f"{place}{_SCALE}")[0]
+                    return value
+            except Exception:  # noqa: BLE001 - no file, no such picture in it, or damaged: it is computed again
+                return None
+    return None
 
 
 def read_maps(path: Path | str) -> dict[int, tuple[list[str], Tensor]]:

@@ -132,33 +132,40 @@ def _drawn(
     from salviz.exploring import explore_set
     from salviz.images import thumbnail
     from salviz.overlay import resize_for_display
-    from salviz.render import Display, row_overlay
+    from salviz.render import Display, frame_overlay
     from salviz.request import request_for
+    from salviz.runs.keeping import kept_map
+    from salviz.runs.measures import Item
 
     classifier, found = loaded.classifier, {}
     able = [name for name in methods if registry.get(name).refusal(classifier) is None]
     pictures = batch.opened(folder.data)
     for place in places:
         one = folder.sample[place]
-        source = pictures.source(one.name)
-        if source is None:
-            continue
         try:
-            picture = pictures.open(source[1])
+            # Not another picture that has taken its name since.
+            picture = Item(place, one.name, None, one.fingerprint, pictures.source(one.name)).open()
         except SalvizError:
             continue
         buffer = io.BytesIO()
         thumbnail(picture, _SIDE, square=True).save(buffer, format="JPEG", quality=85)
         found[place, ""] = drawn.data_uri(buffer.getvalue(), "jpeg")
+        kept = {name: kept_map(folder, classifier.id, name, place) for name in able}
+        raw = {name: value for name, value in kept.items() if value is not None}
         requests = [
             request_for(
                 picture, classifier, method=name, parameters=dict(spec.methods[name]), variants=(), seed=spec.seed
             )
             for name in able
+            if name not in raw
         ]
-        for exploration in explore_set(classifier, picture, requests, progress=job.tick):
-            pixels = row_overlay(exploration, 0, Display(), is_aligned=False)
-            found[place, exploration.request.method] = drawn.photographic(resize_for_display(pixels, _SIDE))
+        if requests:
+            for exploration in explore_set(classifier, picture, requests, progress=job.tick):
+                raw[exploration.request.method] = exploration.raw[0]
+        frame = classifier.preprocessing.frame(picture.image)
+        for name in able:
+            pixels = frame_overlay(name, raw[name], frame, Display())
+            found[place, name] = drawn.photographic(resize_for_display(pixels, _SIDE))
     return found
 
 

@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 VARIABLE = "SALVIZ_DATA_DIR"
 """Environment variable: a folder whose subfolders and zip files visitors may run over."""
 
+SETS = "SALVIZ_DATA_SETS"
+"""Environment variable: names of other data sets that are offered, as `--data` takes them, with spaces between."""
+
 SLOT = "batch.estimate"
 MOST_SECONDS = float(os.environ.get("SALVIZ_MAX_RUN_SECONDS", "inf"))
 """A public server can refuse runs that take longer."""
 
 _UPLOAD_MB = 200
 _AUGMENTATIONS = {"default": "Thirteen, one strength each", "paper": "48, drawn as in the paper (COSE)"}
+_MAPS = {"none": "None", "clean": "Of the pictures", "all": "Of all variants"}
 _DEFAULTS: dict[str, Any] = {
     "new_data": "fashion", "new_classes": [], "new_images": 100, "new_all": False, "new_stratified": True,
     "new_models": ["fashion_cnn"], "new_methods": ["grad_cam", "gradient", "guided_backprop", "edge"],
-    "new_metrics": ["cose"], "new_augmentations": "default", "new_seed": 0,
+    "new_metrics": ["cose"], "new_augmentations": "default", "new_maps": "none", "new_seed": 0,
 }  # fmt: skip
 
 
@@ -59,7 +63,7 @@ def form(problems: list[str]) -> None:
 def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
     """The data set or None, how many of its pictures, and whether these are all that were to choose from."""
     titles = {"fashion": "Fashion-MNIST sample, labelled", "samples": "Sample photographs"}
-    titles |= {id: f"{name} (on this server)" for id, name in _offered(problems).items()}
+    titles = {**titles, **{id: title for id, title in _offered(problems).items() if id not in titles}}
     titles["upload"] = "A zip file of yours …"
     if st.session_state["new_data"] not in titles:
         st.session_state["new_data"] = "fashion"
@@ -73,7 +77,9 @@ def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
             return None, 0, True
         id = _stored(file, problems)
     try:
-        data = batch.opened(id)
+        # A set of a hub may have to come over the network first.
+        with st.spinner("Opening the data set …", show_time=True):
+            data = batch.opened(id)
     except SalvizError as error:
         problems.append(str(error))
         return None, 0, True
@@ -118,18 +124,19 @@ def _classes(data: Any, labels: set[Any]) -> int:
 
 
 def _offered(problems: list[str]) -> dict[str, str]:
-    """What whoever runs the server offers."""
+    """What whoever runs the server offers: titles by name of a set."""
+    named = {name: name for name in os.environ.get(SETS, "").split()}
     value = os.environ.get(VARIABLE, "").strip()
     if not value:
-        return {}
+        return named
     root = Path(value).expanduser()
     try:
         found = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError:
         problems.append(f"{VARIABLE} names no folder that can be read.")
-        return {}
-    return {
-        f"{'folder' if path.is_dir() else 'zip'}:{path.resolve()}": path.name
+        return named
+    return named | {
+        f"{'folder' if path.is_dir() else 'zip'}:{path.resolve()}": f"{path.name} (on this server)"
         for path in found
         if path.is_dir() or path.suffix.lower() == ".zip"
     }
@@ -183,6 +190,7 @@ def _measured() -> None:
     )  # fmt: skip
     if "cose" in now["new_metrics"]:
         panels.choice("Augmentations", _AUGMENTATIONS, "new_augmentations")
+        panels.choice("Maps that are kept", _MAPS, "new_maps")
 
 
 def _spec(data: Any, count: int | None, problems: list[str]) -> Spec | None:
@@ -205,6 +213,7 @@ def _spec(data: Any, count: int | None, problems: list[str]) -> Spec | None:
             data.id, tuple(now["new_models"]), {name: {} for name in now["new_methods"]}, metrics,
             images=count, classes=tuple(now["new_classes"]) or None,
             is_stratified=bool(now["new_stratified"]) and has_labels, seed=int(now["new_seed"]),
+            maps=now["new_maps"] if "cose" in metrics else "none",
         )  # fmt: skip
     except SalvizError as error:
         problems.append(str(error))

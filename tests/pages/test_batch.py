@@ -1,10 +1,15 @@
 """The Batch page: first visit, launch, running, cancelled, failed, results, the failure browser, bad links."""
 
+import base64
+import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from salviz.images.fashion import FASHION, fashion_arrays
@@ -50,6 +55,11 @@ def name() -> str:
     return made
 
 
+def pixels(uri: str) -> np.ndarray:
+    """What a data URI shows."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), dtype=float)
+
+
 def texts(app: AppTest) -> str:
     return "\n".join(element.value for element in [*app.markdown, *app.caption, *app.warning, *app.info])
 
@@ -72,7 +82,8 @@ def test_what_is_chosen_is_what_is_asked_for(visit_batch: Open) -> None:
     app.multiselect(key="new_metrics").set_value(["cose", "randomisation"])
     app.number_input(key="new_images").set_value(7)
     app.number_input(key="new_seed").set_value(3)
-    app.segmented_control(key="new_augmentations").set_value("paper").run()
+    app.segmented_control(key="new_augmentations").set_value("paper")
+    app.segmented_control(key="new_maps").set_value("clean").run()
     assert "7 pictures" in texts(app)
     app.button(key="begin_run").click().run()
     assert not app.exception
@@ -81,7 +92,7 @@ def test_what_is_chosen_is_what_is_asked_for(visit_batch: Open) -> None:
     asked = Shelf().spec(made)
     assert asked == Spec(
         "fashion", ("fashion_cnn",), {"gradient": {}}, {"cose": {"augmentations": "paper"}, "randomisation": {}},
-        images=7, is_stratified=True, seed=3,
+        images=7, is_stratified=True, seed=3, maps="clean",
     )  # fmt: skip
     assert "waits" in texts(app)
     # The same again is the same run.
@@ -157,6 +168,14 @@ def test_what_the_server_offers_can_be_run_over(
     app.run()
     assert "Complete:" in texts(app)
     assert str(tmp_path) not in texts(app)
+    monkeypatch.setenv(launch.SETS, "fashion:nothing samples")
+    app = visit_batch()
+    assert app.selectbox(key="new_data").options[1:-1] == [
+        "Sample photographs", "fashion:nothing", "mine (on this server)",
+    ]  # fmt: skip
+    app.selectbox(key="new_data").set_value("fashion:nothing").run()
+    assert not app.exception
+    assert "fashion:nothing" in texts(app)
 
 
 def test_a_run_at_work_can_be_watched_and_cancelled(visit_batch: Open) -> None:
@@ -232,6 +251,53 @@ def test_the_worst_pictures_open_in_explore(visit_batch: Open, name: str) -> Non
     app.segmented_control(key="which").set_value("wrong").run()
     assert not app.exception
     assert "Pictures 1 to" in texts(app) or "No picture is like that" in texts(app)
+
+
+def test_maps_that_a_run_keeps_are_not_computed_again(
+    visit_batch: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from salviz import exploring
+    from salviz.images import open_fashion
+    from salviz.ui import cases
+
+    place = tmp_path / "data" / "shirt"
+    place.mkdir(parents=True)
+    for index in range(3):
+        open_fashion(index).image.save(place / f"{index}.png")
+    shelf, seen = Shelf(), []
+    spec = replace(SPEC, data=str(place.parent), images=None, maps="clean", is_stratified=False)
+    made = shelf.submit(spec, "cpu")
+    worker.work(shelf, "cpu")
+    folder, classifier = shelf.folder(made), batch.loaded("fashion_cnn", "cpu")
+
+    class Job:
+        def tick(self, done: int, total: int) -> None:
+            pass
+
+    def drawn() -> dict[tuple[int, str], str]:
+        return cases._drawn(folder, spec, classifier, range(3), ["gradient", "grad_cam"], Job())
+
+    def counted(classifier: object, picture: object, requests: list, **options: object) -> list:
+        seen.append(len(requests))
+        return explored(classifier, picture, requests, **options)
+
+    explored = exploring.explore_set
+    monkeypatch.setattr(exploring, "explore_set", counted)
+    kept = drawn()
+    assert seen == []
+    assert len(kept) == 9
+    for path in (folder.path / "maps").iterdir():
+        path.unlink()
+    # Computed, the maps have more digits than half precision keeps: less than a grey level on average.
+    again = drawn()
+    assert again.keys() == kept.keys()
+    for key, uri in again.items():
+        assert np.abs(pixels(uri) - pixels(kept[key])).mean() < 1, key
+    assert seen == [2, 2, 2]
+    # A picture that has taken another's name is not shown for it.
+    open_fashion(7).image.save(place / "1.png")
+    left = {place for place, one in enumerate(folder.sample) if not one.name.endswith("1.png")}
+    assert {key[0] for key in drawn()} == left
 
 
 def test_a_run_with_failures_counts_them(visit_batch: Open) -> None:

@@ -10,7 +10,7 @@ from salviz import explain, load
 from salviz.datasets import open_set
 from salviz.errors import DataError, RequestError
 from salviz.runs.folder import RunFolder
-from salviz.runs.keeping import MapFile, read_maps
+from salviz.runs.keeping import MapFile, kept_map, read_maps
 from tests.runs.conftest import done, spec
 
 
@@ -30,6 +30,9 @@ def test_kept_maps_are_the_librarys(tmp_path: Path, which: str, undisturbed: Run
             assert len(maps) == len(rows) == (1 if which == "clean" else 1 + 3 + 1)
             whole = expected[shard.method].maps[place].numpy()
             np.testing.assert_allclose(maps[0].numpy(), whole, atol=1e-3 * np.abs(whole).max())
+            assert torch.equal(kept_map(folder, shard.model, shard.method, place), maps[0])
+    assert kept_map(folder, "fashion_cnn", "gradient", 5) is None
+    assert kept_map(folder, "fashion_cnn", "edge", 0) is None
     assert seen == {"grad_cam": set(range(5)), "gradient": set(range(5))}
 
 
