@@ -49,6 +49,10 @@ DEFAULT = Options()
 """The best device, what suits it, and the whole run."""
 
 
+class Changed(RequestError):  # noqa: N818 - a property of the run
+    """Code or weights are not those that a run was begun with."""
+
+
 def refuse_changes(where: Path | str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse code or weights that are not those a run was begun with.
 
@@ -58,16 +62,16 @@ def refuse_changes(where: Path | str, before: Mapping[str, Any], now: Mapping[st
         now: The digests at hand: `code`, and `weights` by model; a model that the run did not have is no change.
 
     Raises:
-        RequestError: Something differs.
+        Changed: Something differs.
     """
     if before["code"] != now["code"]:
-        raise RequestError(
+        raise Changed(
             f"The run in '{where}' was made with other code (version {before['version']}). Begin another one "
             "elsewhere, or accept the change: what depends on it is then made anew."
         )
     for model, digest in now["weights"].items():
         if before["weights"].get(model, digest) != digest:
-            raise RequestError(
+            raise Changed(
                 f"The run in '{where}' was made with other weights of {model}. Begin another one elsewhere, or "
                 "accept the change: what depends on it is then made anew."
             )
@@ -169,7 +173,7 @@ class Bench:
 
         Raises:
             Cancelled: Somebody asked the run to stop.
-            RequestError: The weights are not those that the run was begun with.
+            Changed: The weights are not those that the run was begun with.
             SalvizError: The model cannot be loaded.
         """
         first = group[0]

@@ -54,6 +54,7 @@ class Standing:
         rate: Explanations a second since the worker began; 0 where nothing is known yet.
         place: Runs before it in the queue.
         error: One sentence, once failed.
+        is_changed: Whether it failed because code or weights are other ones now.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Standing:
     rate: float = 0.0
     place: int = 0
     error: str = ""
+    is_changed: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -157,8 +159,12 @@ class Shelf:
             self.resume(name)
         return name
 
-    def resume(self, name: str) -> None:
+    def resume(self, name: str, *, accepts_changes: bool = False) -> None:
         """Ask for what is missing of a run.
+
+        Args:
+            name: Of the run.
+            accepts_changes: Whether what depends on code or weights that have changed is to be made anew.
 
         Raises:
             RequestError: There is none of this name, or its folder cannot be written to.
@@ -166,7 +172,7 @@ class Shelf:
         folder = self.folder(name)
         folder.go_on()
         (folder.path / _FAILURE).unlink(missing_ok=True)
-        self._want(name, str(self._asked(name)["device"]))
+        self._want(name, str(self._asked(name)["device"]), accepts_changes=accepts_changes)
 
     def cancel(self, name: str) -> None:
         """Ask a run to stop, or take it out of the queue.
@@ -217,7 +223,8 @@ class Shelf:
             common |= {"done": status.explained, "total": status.explanations}
         failure = _read(folder.path / _FAILURE)
         if failure:
-            return Standing(state="failed", **common, error=str(failure["error"]))
+            is_changed = bool(failure.get("is_changed"))
+            return Standing(state="failed", **common, error=str(failure["error"]), is_changed=is_changed)
         if _read(folder.path / _WANTED):
             # Its own place counts those before it, and the one at work.
             before = self.queue(str(asked["device"]))
@@ -235,8 +242,13 @@ class Shelf:
             return {"spec": folder.spec.as_dict(), "device": "cpu", "time": (path / "run.json").stat().st_mtime}
         return found
 
-    def _want(self, name: str, device: str, tries: int = 0, since: float | None = None) -> None:
-        wanted = {"device": device, "since": time.time() if since is None else since, "tries": tries}
+    def _want(
+        self, name: str, device: str, tries: int = 0, since: float | None = None, *, accepts_changes: bool = False
+    ) -> None:
+        wanted = {
+            "device": device, "since": time.time() if since is None else since, "tries": tries,
+            "accepts_changes": accepts_changes,
+        }  # fmt: skip
         write_files(self.root / name, {_WANTED: json_text(wanted).encode()})
 
     def _is_locked(self, name: str) -> bool:
@@ -259,14 +271,20 @@ class Shelf:
             self.ended(name, error=f"Its worker ended without a word {TRIES} times; perhaps memory ran out. Resume it "
                        "with fewer methods, or on another machine.")  # fmt: skip
             return False
-        self._want(name, wanted["device"], wanted["tries"] + 1, wanted["since"])
+        self._want(
+            name, wanted["device"], wanted["tries"] + 1, wanted["since"], accepts_changes=self.accepts_changes(name)
+        )
         return True
 
-    def ended(self, name: str, *, error: str = "") -> None:
+    def accepts_changes(self, name: str) -> bool:
+        """Whether whoever asked for a run wants what code or weights have changed made anew."""
+        return bool((_read(self.root / name / _WANTED) or {}).get("accepts_changes"))
+
+    def ended(self, name: str, *, error: str = "", is_changed: bool = False) -> None:
         """Note that a run is over."""
         folder = self.root / name
         if error:
-            write_files(folder, {_FAILURE: json_text({"error": error}).encode()})
+            write_files(folder, {_FAILURE: json_text({"error": error, "is_changed": is_changed}).encode()})
         (folder / _WANTED).unlink(missing_ok=True)
 
     @contextmanager

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 import salviz
 from salviz.errors import Cancelled, SalvizError
+from salviz.runs import uploads
 from salviz.runs.shelf import Shelf
 
 logger = logging.getLogger(__name__)
@@ -42,13 +43,14 @@ def work(shelf: Shelf, device: str) -> None:
             with _lock(shelf, device).acquire(timeout=2):
                 while waiting := shelf.queue(device):
                     _make(shelf, waiting[0], device)
+                uploads.tidy(shelf)
         except Timeout:
             return
         # Asked for while the last one ended: the one who asked saw a worker and started none.
 
 
 def _make(shelf: Shelf, name: str, device: str) -> None:
-    from salviz.runs.bench import Options
+    from salviz.runs.bench import Changed, Options
     from salviz.runs.execution import begin, resume
     from salviz.runs.results import overview
 
@@ -66,7 +68,7 @@ def _make(shelf: Shelf, name: str, device: str) -> None:
 
             if not folder.exists:
                 begin(shelf.spec(name), folder, options, told=told)
-            resume(folder, options, told=told)
+            resume(folder, options, told=told, accepts_changes=shelf.accepts_changes(name))
             # The tables of a large run take a while; whoever opens its page should not wait for them.
             overview(folder)
             shelf.ended(name)
@@ -75,7 +77,7 @@ def _make(shelf: Shelf, name: str, device: str) -> None:
         if folder.is_cancelled:
             shelf.ended(name)
     except SalvizError as error:
-        shelf.ended(name, error=str(error))
+        shelf.ended(name, error=str(error), is_changed=isinstance(error, Changed))
     except Timeout:
         shelf.ended(name, error="Another process works on this run.")
     except Exception as error:

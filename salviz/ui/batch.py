@@ -158,7 +158,12 @@ def status(view: View) -> None:
             _progress(view.shelf, standing)
             return
         with st.container(horizontal=True, vertical_alignment="center"):
-            if standing.state != "complete":
+            if standing.is_changed:
+                st.button(
+                    "Make it anew", type="primary", key="resume", on_click=_resume, args=(view.shelf, standing),
+                    help="With the code and weights of today; what they do not change is kept.",
+                )  # fmt: skip
+            elif standing.state != "complete":
                 st.button("Resume", type="primary", key="resume", on_click=_resume, args=(view.shelf, standing))
             st.markdown(_sentence(standing), width="stretch")
             with st.popover("More", icon=":material/more_horiz:"):
@@ -166,6 +171,9 @@ def status(view: View) -> None:
 
 
 def _sentence(standing: Standing) -> str:
+    if standing.is_changed:
+        # What failed says it with the server's paths.
+        return "Salviz or the weights have changed since this run was begun, so its results would not belong together."
     made = f"{standing.done:,} of {standing.total:,} explanations are there" if standing.total else "nothing is there"
     return {
         "complete": f"Complete: {standing.done:,} explanations.",
@@ -246,7 +254,7 @@ def _resume(shelf: Shelf, standing: Standing) -> None:
     from salviz.runs.worker import ensure
 
     try:
-        shelf.resume(standing.name)
+        shelf.resume(standing.name, accepts_changes=standing.is_changed)
         ensure(shelf, standing.device)
     except SalvizError as error:
         state.notice(str(error))

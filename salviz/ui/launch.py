@@ -76,6 +76,8 @@ def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
         if file is None:
             return None, 0, True
         id = _stored(file, problems)
+        if not id:
+            return None, 0, True
     try:
         # A set of a hub may have to come over the network first.
         with st.spinner("Opening the data set …", show_time=True):
@@ -144,23 +146,18 @@ def _offered(problems: list[str]) -> dict[str, str]:
 
 def _stored(file: Any, problems: list[str]) -> str:
     """An uploaded zip file, kept beside the runs so that a worker can read it."""
-    from salviz.plain import write_files
+    from salviz.runs import uploads
     from salviz.runs.shelf import Shelf
 
     # Every run of the page asks; the file is read once.
     known: tuple[str, str] | None = st.session_state.get("_zip")
     if known is not None and known[0] == file.file_id:
         return known[1]
-    content = file.getvalue()
-    name = f"{hashlib.blake2b(content, digest_size=8).hexdigest()}.zip"
-    folder = Shelf().root / ".uploads"
-    if not (folder / name).is_file():
-        try:
-            write_files(folder, {name: content})
-        except SalvizError as error:
-            problems.append(str(error))
-            return f"zip:{folder / name}"
-    id = f"zip:{(folder / name).resolve()}"
+    try:
+        id = uploads.keep(Shelf(), file.getvalue())
+    except SalvizError as error:
+        problems.append(str(error))
+        return ""
     st.session_state["_zip"] = (file.file_id, id)
     return id
 

@@ -253,6 +253,28 @@ def test_the_worst_pictures_open_in_explore(visit_batch: Open, name: str) -> Non
     assert "Pictures 1 to" in texts(app) or "No picture is like that" in texts(app)
 
 
+def test_a_run_of_older_code_can_be_made_anew(visit_batch: Open) -> None:
+    shelf = Shelf()
+    made = shelf.submit(replace(SPEC, images=2), "cpu")
+    shelf.cancel(made)
+    shelf.folder(made).begin(
+        replace(SPEC, images=2), [], [], {"version": "0.0", "code": "old", "weights": {}, "data": ""}
+    )
+    shelf.resume(made)
+    worker.work(shelf, "cpu")
+    app = visit_batch(run=made)
+    assert not app.exception
+    assert "Salviz or the weights have changed" in texts(app)
+    assert "/runs/" not in texts(app)
+    assert app.button(key="resume").label == "Make it anew"
+    app.button(key="resume").click().run()
+    worker.work(shelf, "cpu")
+    app.run()
+    assert "Complete: 4 explanations." in texts(app)
+    # Changed once more, it is refused once more.
+    assert not shelf.standing(made).is_changed
+
+
 def test_maps_that_a_run_keeps_are_not_computed_again(
     visit_batch: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
