@@ -30,7 +30,7 @@ BINS = 10
 _IMAGES = """
 copy (
     with judged as (
-        select *, isnan(value) as is_undefined,
+        select *, value is null as is_undefined,
             metric = 'cose' and prediction = case when label = -1 then prediction else label end as is_right,
             outcome = case when label = -1 then prediction else label end as stays_right,
             kind in ('model', 'untrained', 'checkpoint') as is_by_model
@@ -64,8 +64,8 @@ copy (
         select split.*, case when widths.width is null then null else width * round(magnitude / width) end as level
         from split left join widths on split.name = widths.name
     )
-    select model, method, metric, quantity, kind, name, level, avg(value) filter (not isnan(value)) as value,
-        count(*) filter (not isnan(value)) as values_, count(*) filter (isnan(value)) as undefined,
+    select model, method, metric, quantity, kind, name, level, avg(value) as value,
+        count(value) as values_, count(*) - count(value) as undefined,
         avg((outcome = case when label = -1 then prediction else label end)::int) as kept
     from binned group by model, method, metric, quantity, kind, name, level
 ) to '{path}' (format parquet, compression zstd)

@@ -27,8 +27,7 @@ from images where metric != 'cose' order by model, method, metric, quantity, pla
 
 _MEANS = """
 select model, method, metric, quantity, kind,
-    coalesce(avg(value) filter (not isnan(value)), 'nan'), count(*) filter (not isnan(value)),
-    count(*) filter (isnan(value)), count(distinct place)
+    coalesce(avg(value), 'nan'), count(value), count(*) - count(value), count(distinct place)
 from rows where error is null group by all order by all
 """
 

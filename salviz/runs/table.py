@@ -60,7 +60,7 @@ _TYPES = {
     "outcome": pa.int32(), "seconds": pa.float32(), "error": pa.string(),
 }  # fmt: skip
 SCHEMA = pa.schema([("model", _TEXT), ("method", _TEXT), ("metric", _TEXT), *_TYPES.items()])
-"""Columns of every file; values are NaN where undefined, classes `NONE` where there is none."""
+"""Columns of every file; numbers are null where undefined, classes `NONE` where there is none."""
 
 COLUMNS = tuple(SCHEMA.names)
 
@@ -70,6 +70,9 @@ def table(model: str, method: str, metric: str, rows: Sequence[Row]) -> pa.Table
     names = [one.name for one in fields(Row)]
     # `dataclasses.astuple` copies every value, which costs more than all the rest of a shard's writing.
     arrays: dict[str, Any] = {name: [getattr(row, name) for row in rows] for name in names}
+    # Null, not NaN: a file's statistics leave NaN out, and DuckDB 2.0 concludes from them that there is none.
+    for name in ("value", "confidence"):
+        arrays[name] = [None if number != number else number for number in arrays[name]]
     for name, text in (("model", model), ("method", method), ("metric", metric)):
         arrays[name] = [text] * len(rows)
     return pa.Table.from_pydict({name: arrays[name] for name in COLUMNS}, schema=SCHEMA)

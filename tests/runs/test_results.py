@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from plotly.offline import get_plotlyjs
 
+from salviz.metrics.cose import Rows as CoseRows
+from salviz.metrics.cose import aggregate
 from salviz.runs import exports, results, rollup, summary, table
 from salviz.runs.folder import RunFolder
 from salviz.runs.results import Overview
@@ -63,6 +65,32 @@ def test_overview_is_the_summary_and_is_remembered(
             assert one.score == getattr(scores[one.model, one.method], one.quantity)
     monkeypatch.setattr(summary, "scores", lambda folder: pytest.fail("they are known"))
     assert repr(results.overview(run)) == repr(found)
+
+
+def test_some_undefined_rows_among_many_are_counted_and_left_out(tmp_path: Path) -> None:
+    """The paper's strengths push small pictures out of sight; a file's statistics do not mention NaN."""
+    asked = spec(metrics={"cose": {"augmentations": "paper", "changes": []}}, images=8)
+    small = done(tmp_path / "run", asked)
+    mine = [row for row in rows(small) if row["method"] == "gradient"]
+    values = np.array([math.nan if row["value"] is None else row["value"] for row in mine])
+    expected = aggregate(
+        CoseRows.of(
+            similarity=values, kind=[row["kind"] for row in mine], target=[row["label"] for row in mine],
+            prediction=[row["prediction"] for row in mine], variant_prediction=[row["outcome"] for row in mine],
+        )
+    )  # fmt: skip
+    assert expected.sensitivity.undefined > 0
+    assert np.isfinite(expected.sensitivity.value)
+    for one in results.overview(small).scores:
+        if one.method == "gradient":
+            score = getattr(expected, one.quantity)
+            assert one.score.value == pytest.approx(score.value, rel=1e-12)
+            assert (one.score.count, one.score.undefined) == (score.count, score.undefined)
+    for one in results.strengths(small, "fashion_cnn", "cose", "ssim"):
+        assert np.isfinite(one.value)
+    moved = [one for one in results.strengths(small, "fashion_cnn", "cose", "ssim") if one.name == "translate_x"]
+    defined = [v for v, row in zip(values, mine, strict=True) if row["setting"].startswith("translate_x") and v == v]
+    assert sum(one.count for one in moved if one.method == "gradient") == len(defined)
 
 
 def test_means_of_other_metrics_leave_the_map_itself_out(run: RunFolder, found: Overview) -> None:
