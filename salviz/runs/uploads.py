@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -15,12 +17,13 @@ KEPT_SECONDS = 24 * 3600.0
 """How long a file stays that was chosen and that no run is over."""
 
 
-def keep(shelf: Shelf, content: bytes) -> str:
+def keep(shelf: Shelf, content: bytes, name: str) -> str:
     """Write down an uploaded zip file.
 
     Args:
         shelf: Whose workers will read it.
         content: Of the file.
+        name: The visitor's: what is left of it stands in titles and messages.
 
     Returns:
         Its name as a data set.
@@ -28,8 +31,8 @@ def keep(shelf: Shelf, content: bytes) -> str:
     Raises:
         RequestError: The folder cannot be written to.
     """
-    folder = shelf.root / FOLDER
-    path = folder / f"{hashlib.blake2b(content, digest_size=8).hexdigest()}.zip"
+    folder = shelf.root / FOLDER / hashlib.blake2b(content, digest_size=8).hexdigest()
+    path = folder / f"{_plain(name)}.zip"
     if path.is_file():
         path.touch()
     else:
@@ -43,7 +46,7 @@ def tidy(shelf: Shelf) -> None:
     folder = shelf.root / FOLDER
     if not folder.is_dir():
         return
-    old = [path for path in folder.glob("*.zip") if time.time() - path.stat().st_mtime > KEPT_SECONDS]
+    old = [path for path in folder.glob("*/*.zip") if time.time() - path.stat().st_mtime > KEPT_SECONDS]
     if not old:
         return
     used = set()
@@ -55,7 +58,13 @@ def tidy(shelf: Shelf) -> None:
             return
     for path in old:
         if _name(path) not in used:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _plain(name: str) -> str:
+    """A visitor's file name as the name of a file here, without its ending."""
+    stem = name.replace("\\", "/").rpartition("/")[2].removesuffix(".zip")
+    return re.sub(r"[^\w .()+-]", "_", stem).strip(" .")[:60] or "pictures"
 
 
 def _name(path: Path) -> str:

@@ -29,9 +29,10 @@ MOST_SECONDS = float(os.environ.get("SALVIZ_MAX_RUN_SECONDS", "inf"))
 _UPLOAD_MB = 200
 _AUGMENTATIONS = {"default": "Thirteen, one strength each", "paper": "48, drawn as in the paper (COSE)"}
 _MAPS = {"none": "None", "clean": "Of the pictures", "all": "Of all variants"}
+_CLOTHES, _THINGS = ["fashion_cnn"], [CARDS[0].id]
 _DEFAULTS: dict[str, Any] = {
     "new_data": "fashion", "new_classes": [], "new_images": 100, "new_all": False, "new_stratified": True,
-    "new_models": ["fashion_cnn"], "new_methods": ["grad_cam", "gradient", "guided_backprop", "edge"],
+    "new_models": _CLOTHES, "new_methods": ["grad_cam", "gradient", "guided_backprop", "edge"],
     "new_metrics": ["cose"], "new_augmentations": "default", "new_maps": "none", "new_seed": 0,
 }  # fmt: skip
 
@@ -44,6 +45,7 @@ def form(problems: list[str]) -> None:
     """
     for key, value in _DEFAULTS.items():
         st.session_state.setdefault(key, value)
+    st.session_state["_lacks"] = "Choose at least one model, one method and one metric."
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Pictures", anchor=False)
@@ -57,7 +59,7 @@ def form(problems: list[str]) -> None:
         if spec is not None:
             _offer(spec, count)
         elif not problems:
-            st.caption("Choose at least one model, one method and one metric.")
+            st.caption(st.session_state["_lacks"])
 
 
 def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
@@ -65,6 +67,11 @@ def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
     titles = {"fashion": "Fashion-MNIST sample, labelled", "samples": "Sample photographs"}
     titles = {**titles, **{id: title for id, title in _offered(problems).items() if id not in titles}}
     titles["upload"] = "A zip file of yours …"
+    now = st.session_state
+    if now.get("_data_before", now["new_data"]) != now["new_data"] and now["new_models"] in (_CLOTHES, _THINGS):
+        # Untouched defaults follow the data: a net that knows ten kinds of clothes says nothing of photographs.
+        now["new_models"] = _CLOTHES if now["new_data"] == "fashion" else _THINGS
+    now["_data_before"] = now["new_data"]
     if st.session_state["new_data"] not in titles:
         st.session_state["new_data"] = "fashion"
     id = panels.pick("Data set", titles, "new_data")
@@ -74,6 +81,7 @@ def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
             help="Class folders named by number, WordNet id or name; or flat files that begin with a WordNet id.",
         )  # fmt: skip
         if file is None:
+            st.session_state["_lacks"] = "Choose a zip file of pictures."
             return None, 0, True
         id = _stored(file, problems)
         if not id:
@@ -154,7 +162,7 @@ def _stored(file: Any, problems: list[str]) -> str:
     if known is not None and known[0] == file.file_id:
         return known[1]
     try:
-        id = uploads.keep(Shelf(), file.getvalue())
+        id = uploads.keep(Shelf(), file.getvalue(), file.name)
     except SalvizError as error:
         problems.append(str(error))
         return ""
@@ -240,12 +248,15 @@ def _offer(spec: Spec, images: int) -> None:
     is_too_long = told is not None and told > MOST_SECONDS
     # Where there is a limit, nothing starts before it is known to be kept.
     is_unknown = told is None and float("inf") > MOST_SECONDS
+    is_empty = found is not None and found.maps == 0
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Start", type="primary", key="begin_run", on_click=_start, args=(spec, device),
-            disabled=bool(followed.error) or is_too_long or is_unknown,
+            disabled=bool(followed.error) or is_too_long or is_unknown or is_empty,
         )  # fmt: skip
-        if found is not None:
+        if found is not None and is_empty:
+            st.markdown("No method that is chosen can explain a model that is chosen.", width="stretch")
+        elif found is not None:
             sentence = (
                 f"About **{follow.duration(found.seconds)}** on this machine's {device}: "
                 f"{found.maps:,} maps of {panels.counted(images, 'picture', 'pictures')}."

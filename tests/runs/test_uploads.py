@@ -22,7 +22,7 @@ def packed(index: int) -> bytes:
 
 def test_an_upload_stays_while_a_run_is_over_it(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
-    used, left, fresh = (uploads.keep(shelf, packed(index)) for index in range(3))
+    used, left, fresh = (uploads.keep(shelf, packed(index), "mine.zip") for index in range(3))
     assert len(open_set(used)) == 1
     name = shelf.submit(Spec(used, ("fashion_cnn",), {"gradient": {}}), "cpu")
     paths = [Path(one.removeprefix("zip:")) for one in (used, left, fresh)]
@@ -32,8 +32,19 @@ def test_an_upload_stays_while_a_run_is_over_it(tmp_path: Path) -> None:
     uploads.tidy(shelf)
     assert [path.exists() for path in paths] == [True, False, True]
     # Chosen again, it is not old any more.
-    assert uploads.keep(shelf, packed(1)) == left
+    assert uploads.keep(shelf, packed(1), "mine.zip") == left
     os.utime(paths[0], (long_ago, long_ago))
     shelf.remove(name)
     uploads.tidy(shelf)
     assert [path.exists() for path in paths] == [False, True, True]
+
+
+def test_names_of_uploads_lead_nowhere_else(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "runs")
+    for name, expected in (
+        ("my shirts (2).zip", "my shirts (2).zip"), ("../../evil.zip", "evil.zip"), ("..", "pictures.zip"),
+        ("C:\\x\\a*b?.zip", "a_b_.zip"), ("ü" * 300, "ü" * 60 + ".zip"),
+    ):  # fmt: skip
+        path = Path(uploads.keep(shelf, packed(0), name).removeprefix("zip:"))
+        assert path.name == expected
+        assert path.parent.parent == (shelf.root / uploads.FOLDER).resolve()
