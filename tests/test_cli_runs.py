@@ -31,8 +31,9 @@ def test_options_and_a_spec_make_the_runs_of_the_library(tmp_path: Path, capsys:
     capsys.readouterr()
     assert main(["status", str(tmp_path / "file"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"shards": 4, "done": 4, "is_complete": True}
-    assert main(["report", str(tmp_path / "file")]) == 0
+    assert main(["report", str(tmp_path / "file"), "--html", str(tmp_path / "out" / "report.html")]) == 0
     assert "fashion_cnn, grad_cam" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_parts_are_made_by_workers_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,8 @@ def add(commands: Any) -> None:
         command.set_defaults(run=action)
         if name == "status":
             command.add_argument("--json", action="store_true", help="for programs")
+        if name == "report":
+            command.add_argument("--html", metavar="FILE", help="write scores and charts as one HTML page too")
         command.add_argument("folder", metavar="RUN", help="the run's folder")
     resume.add_argument("folder", metavar="RUN", help="the run's folder")
     work = commands.add_parser("work", help="make the runs that the Batch page asked for, until none waits")
@@ -275,4 +277,11 @@ def _report(options: argparse.Namespace) -> None:
     from salviz.runs import summary
     from salviz.runs.folder import RunFolder
 
-    print_lines(summary.lines(RunFolder.existing(options.folder)))
+    folder = RunFolder.existing(options.folder)
+    print_lines(summary.lines(folder))
+    if options.html:
+        from salviz.plain import write_files
+        from salviz.runs import exports
+
+        path = Path(options.html)
+        write_files(path.parent, {path.name: exports.report(folder)})

@@ -150,6 +150,15 @@ def _charts(folder: RunFolder, found: Overview) -> Sequence[tuple[str, Any, str]
         figure = plots.spread(spreads, colours, titles, names, axis=title, theme="light")
         charts.append((f"{title} by picture", figure, "Quartiles; whiskers from 5 to 95 % of the pictures."))
     for model in spec.models:
+        for metric, quantity in results.quantities(found):
+            title = words.score(metric, quantity)
+            for by, what in (("correct", "right and wrong"), ("confidence", "confidence"), ("class", "class")):
+                groups = results.groups(folder, model, metric, quantity, by)  # type: ignore[arg-type]
+                if len({one.group for one in groups}) > 1:
+                    order = words.groups(by, {one.group for one in groups}, "class {}".format)
+                    figure = plots.grouped(groups, order, colours, titles, axis=title, theme="light")
+                    caption = "Means with 95 % intervals over the pictures of a group; their number in brackets."
+                    charts.append((f"{title} by {what}, {names[model]}", figure, caption))
         for metric, quantity in dict.fromkeys(
             (one.metric, "ssim" if one.metric == "cose" else one.quantity) for one in found.scores
         ):

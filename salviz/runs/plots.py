@@ -71,6 +71,14 @@ def consistency_against_sensitivity(
             )
         )  # fmt: skip
         named.add(method)
+    if len(models) > 1:
+        for model, symbol in symbols.items():
+            figure.add_trace(
+                go.Scatter(
+                    x=[None], y=[None], mode="markers", name=models[model], hoverinfo="skip",
+                    marker={"color": palette.muted, "symbol": symbol, "size": 10},
+                )
+            )  # fmt: skip
     figure.update_layout(**layout(palette, 440))
     legend(figure)
     figure.update_xaxes(
@@ -129,6 +137,7 @@ def grouped(
     palette, figure = PALETTES[theme], go.Figure()
     names = list(dict.fromkeys(one.method for one in found))
     places = {group: place for place, group in enumerate(order)}
+    sizes = {group: max((one.images for one in found if one.group == group), default=0) for group in order}
     for number, method in enumerate(names):
         mine = [one for one in found if one.method == method and one.group in places]
         shift = 0.5 * (number - (len(names) - 1) / 2) / max(1, len(names))
@@ -147,7 +156,8 @@ def grouped(
     legend(figure, left=8)
     figure.update_xaxes(title=axis, gridcolor=palette.grid, zeroline=False, fixedrange=True)
     figure.update_yaxes(
-        tickvals=list(places.values()), ticktext=[_short(name) for name in order.values()], automargin=True,
+        tickvals=list(places.values()), automargin=True,
+        ticktext=[f"{_short(name)} ({sizes[group]:,})" for group, name in order.items()],
         autorange="reversed", fixedrange=True, showgrid=False, zeroline=False,
     )  # fmt: skip
     return figure

@@ -26,6 +26,7 @@ _MOST_CLASSES = 40
 _PARTS = {
     "consistency": ("kept_sum", "kept"),
     "sensitivity": ("turned - turned_sum", "turned"),
+    "similarity": ("augmented_sum", "augmented"),
 }
 _GROUPS: Mapping[str, str] = {
     "correct": "case when label = -1 then null when label = prediction then 'right' else 'wrong' end",
@@ -176,7 +177,36 @@ def _score(plain: Mapping[str, Any]) -> Score:
 def quantities(found: Overview) -> list[tuple[str, str]]:
     """Metric and score that single pictures have, in the order of the overview."""
     pairs = dict.fromkeys((one.metric, one.quantity) for one in found.scores)
-    return [pair for pair in pairs if pair != ("cose", "cose")]
+    # A single picture has no COSE worth the name, but a similarity, whether its prediction is right or not.
+    return [("cose", "similarity") if pair == ("cose", "cose") else pair for pair in pairs]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Which pictures COSE counts under a model: those it predicts right, as far as that can be told.
+
+    Attributes:
+        model: Id.
+        images: Pictures.
+        right: Predicted as labelled.
+        unlabelled: Without a label the model knows: its prediction stands for one.
+    """
+
+    model: str
+    images: int
+    right: int
+    unlabelled: int
+
+
+def counted(folder: RunFolder) -> list[Counted]:
+    """The pictures of a run by model, as COSE counts them."""
+    query = """
+        select model, count(distinct place), count(distinct place) filter (label = prediction and label != -1),
+            count(distinct place) filter (label = -1)
+        from images where metric = 'cose' group by model order by model
+    """
+    with rollup.connect(folder) as connection:
+        return [Counted(*row) for row in connection.execute(query).fetchall()]
 
 
 def _parts(metric: str, quantity: str) -> tuple[str, str, str]:

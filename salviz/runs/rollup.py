@@ -47,6 +47,8 @@ copy (
         count(*) filter (turns and not is_undefined) as turned,
         count(*) filter (stays and is_undefined) as kept_undefined,
         count(*) filter (turns and is_undefined) as turned_undefined,
+        coalesce(sum(value) filter (not is_undefined and kind in ('geometric', 'photometric')), 0) as augmented_sum,
+        count(value) filter (kind in ('geometric', 'photometric')) as augmented,
         coalesce(sum(value) filter (not is_undefined and kind != 'itself'), 0) as value_sum,
         count(*) filter (not is_undefined and kind != 'itself') as values_,
         count(*) filter (is_undefined and kind != 'itself') as undefined

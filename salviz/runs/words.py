@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from salviz import figures
 from salviz.classifiers.registry import CARDS
@@ -14,7 +15,10 @@ from salviz.runs.measures import MEASURES
 from salviz.runs.spec import Spec
 from salviz.similarity.measures import MEASURES as SIMILARITIES
 
-_COSE = {card.id: card.title for card in (CONSISTENCY, SENSITIVITY, COSE)}
+if TYPE_CHECKING:
+    from salviz.runs.results import Counted
+
+_COSE = {card.id: card.title for card in (CONSISTENCY, SENSITIVITY, COSE)} | {"similarity": "Similarity (SSIM)"}
 _SETS = {"fashion": "Fashion-MNIST sample", "samples": "Sample photographs"}
 
 
@@ -65,9 +69,51 @@ def run(spec: Spec) -> str:
     return f"{data(spec.data)} · {', '.join(map(metric, spec.metrics))}"
 
 
-def cell(value: Score) -> str:
-    """`0.71 [0.66, 0.75]`, or without an interval where there is none."""
+FEW = 10
+"""Pictures below which a score says on how many it rests: an interval over so few is no more than a hint."""
+
+
+def cell(value: Score, images: int | None = None) -> str:
+    """`0.71 [0.66, 0.75]`, or without an interval where there is none.
+
+    Args:
+        value: The score.
+        images: Pictures it rests on, where known: said where they are few.
+    """
     if value.value != value.value:
         return "undefined"
     text = decimals(value.value)
-    return text if value.low != value.low else f"{text} [{decimals(value.low)}, {decimals(value.high)}]"
+    if value.low == value.low:
+        text += f" [{decimals(value.low)}, {decimals(value.high)}]"
+    few = images is not None and images < FEW
+    return f"{text}, {images} picture{'' if images == 1 else 's'}" if few else text
+
+
+def counted(found: Counted, model: str) -> str:
+    """Which pictures COSE counts, in a sentence.
+
+    Args:
+        found: Of one model.
+        model: Its name.
+    """
+    if found.unlabelled == found.images:
+        return f"{model}: no picture has a label it knows; its prediction for the clean picture stands for one."
+    text = f"{model}: {found.right:,} of {found.images - found.unlabelled:,} labelled pictures are predicted right"
+    rest = f"; for {found.unlabelled:,} more the prediction stands for a label" if found.unlabelled else ""
+    return f"{text} and count{rest}."
+
+
+def groups(by: str, present: Iterable[str], name: Callable[[int], str]) -> dict[str, str]:
+    """Name of each group of pictures, in the order in which they stand.
+
+    Args:
+        by: `correct`, `confidence` or `class`.
+        present: Groups that have pictures.
+        name: Of a class.
+    """
+    there = set(present)
+    if by == "correct":
+        return {one: f"Prediction {one}" for one in ("right", "wrong") if one in there}
+    if by == "confidence":
+        return {one: f"{int(one) * 20} to {int(one) * 20 + 20} %" for one in sorted(there, key=int)}
+    return {one: name(int(one)) for one in sorted(there, key=int)}

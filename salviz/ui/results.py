@@ -88,7 +88,7 @@ def _failures(found: Overview) -> None:
 
 def _scores(view: View, found: Overview) -> None:
     """Method x model, every score with its interval."""
-    from salviz.runs import plots, words
+    from salviz.runs import plots, results, words
     from salviz.runs.results import methods_of
 
     methods, models = list(methods_of(found)), list(view.asked.models)
@@ -100,9 +100,18 @@ def _scores(view: View, found: Overview) -> None:
     if len(models) > 1:
         columns["Model"] = [names[model] for model, _ in lines]
     for metric, quantity in pairs:
-        scores = [known.get((metric, quantity, model, method)) for model, method in lines]
-        columns[words.score(metric, quantity)] = ["" if score is None else words.cell(score) for score in scores]
+        spreads = results.spreads(view.run, metric, quantity) if quantity != "cose" else []
+        images = {(one.model, one.method): one.images for one in spreads}
+        columns[words.score(metric, quantity)] = [
+            "" if (score := known.get((metric, quantity, *line))) is None else words.cell(score, images.get(line))
+            for line in lines
+        ]
     st.dataframe(columns, hide_index=True)
+    if any(metric == "cose" for metric, _ in pairs):
+        st.caption(
+            "COSE counts pictures whose clean prediction is right. "
+            + panels.plain(" ".join(words.counted(one, names[one.model]) for one in results.counted(view.run)))
+        )
     st.caption(
         "Mean over pictures and settings, with the 95 % bootstrap interval over pictures. Methods whose intervals "
         "overlap widely are not told apart by these pictures."
@@ -189,21 +198,14 @@ def _groups(view: View, found: Overview) -> None:
         return
     methods = list(dict.fromkeys(one.method for one in groups))
     figure = plots.grouped(
-        groups, _order(by, model, {one.group for one in groups}), words.colours(methods), words.methods(methods),
-        axis=words.score(metric, quantity), theme=panels.theme(),
+        groups, words.groups(by, {one.group for one in groups}, class_names(model)), words.colours(methods),
+        words.methods(methods), axis=words.score(metric, quantity), theme=panels.theme(),
     )  # fmt: skip
     _chart(figure, "groups", f"{words.score(metric, quantity)} by {_GROUPINGS[by].lower()}")
-    st.caption("Means with 95 % bootstrap intervals over the pictures of a group.")
-
-
-def _order(by: str, model: str, present: set[str]) -> dict[str, str]:
-    """Name of each group, in the order in which they stand."""
-    if by == "correct":
-        return {name: f"Prediction {name}" for name in ("right", "wrong") if name in present}
-    if by == "confidence":
-        return {name: f"{int(name) * 20} to {int(name) * 20 + 20} %" for name in sorted(present, key=int)}
-    name = class_names(model)
-    return {one: name(int(one)) for one in sorted(present, key=int)}
+    caption = "Means with 95 % bootstrap intervals over the pictures of a group; their number stands beside its name."
+    if metric == "cose" and quantity != "similarity":
+        caption += " Only pictures that are predicted right have this score; all have a similarity."
+    st.caption(caption)
 
 
 def class_names(model: str) -> Callable[[int], str]:

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from plotly.offline import get_plotlyjs
 
+from salviz.metrics import Score
 from salviz.metrics.cose import Rows as CoseRows
 from salviz.metrics.cose import aggregate
-from salviz.runs import exports, results, rollup, summary, table
+from salviz.runs import exports, results, rollup, summary, table, words
 from salviz.runs.folder import RunFolder
 from salviz.runs.results import Overview
 from tests.runs.conftest import done, spec
@@ -117,6 +118,36 @@ def test_spreads_are_quantiles_over_pictures(run: RunFolder, quantity: str) -> N
             np.testing.assert_allclose(
                 spreads[method].quantiles, np.quantile(list(values.values()), [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
             )
+
+
+def test_every_picture_has_a_similarity_whether_right_or_wrong(run: RunFolder, found: Overview) -> None:
+    assert results.quantities(found)[2] == ("cose", "similarity")
+    mine = [
+        row for row in rows(run) if (row["model"], row["metric"], row["method"]) == ("fashion_vit", "cose", "gradient")
+    ]
+    values: dict[str, dict[int, list[float]]] = {"right": defaultdict(list), "wrong": defaultdict(list)}
+    for row in mine:
+        if row["kind"] != "untrained" and row["value"] is not None:
+            values["right" if row["label"] == row["prediction"] else "wrong"][row["place"]].append(row["value"])
+    assert values["wrong"]
+    expected = {part: np.mean(np.concatenate(list(places.values()))) for part, places in values.items()}
+    groups = results.groups(run, "fashion_vit", "cose", "similarity", "correct")
+    shown = {one.group: one for one in groups if one.method == "gradient"}
+    assert {part: one.images for part, one in shown.items()} == {part: len(of) for part, of in values.items()}
+    for part, one in shown.items():
+        assert one.score.value == pytest.approx(expected[part], rel=1e-12)
+    assert {one.group for one in results.groups(run, "fashion_vit", "cose", "consistency", "correct")} == {"right"}
+    (counted,) = [one for one in results.counted(run) if one.model == "fashion_vit"]
+    assert (counted.images, counted.right, counted.unlabelled) == (24, len(values["right"]), 0)
+    assert (
+        words.counted(counted, "ViT") == f"ViT: {counted.right} of 24 labelled pictures are predicted right and count."
+    )
+
+
+def test_scores_of_few_pictures_say_so() -> None:
+    score = Score(value=0.5, count=40, undefined=0, low=0.5, high=0.5)
+    assert words.cell(score, 2) == "0.50 [0.50, 0.50], 2 pictures"
+    assert words.cell(score, 10) == words.cell(score) == "0.50 [0.50, 0.50]"
 
 
 def test_groups_add_up(run: RunFolder) -> None:
@@ -231,9 +262,16 @@ def test_the_report_stands_alone(run: RunFolder, found: Overview) -> None:
     assert text.count(script) == 1
     for fetched in ('src="', 'href="', "url(", "@import"):
         assert fetched not in text.replace(script, "")
-    for words in ("Fashion CNN", "Fashion ViT", "Grad-CAM", "Consistency against sensitivity", "&#34;weights&#34;"):
-        assert words in text
-    assert text.count('class="plotly-graph-div"') == 1 + 4 + 2 * 3
+    for part in ("Fashion CNN", "Fashion ViT", "Grad-CAM", "Consistency against sensitivity", "&#34;weights&#34;"):
+        assert part in text
+    grouped = [
+        len({one.group for one in results.groups(run, model, *pair, by)}) > 1
+        for model in run.spec.models
+        for pair in results.quantities(found)
+        for by in ("correct", "confidence", "class")
+    ]
+    assert sum(grouped) > 8
+    assert text.count('class="plotly-graph-div"') == 1 + 5 + 2 * 3 + sum(grouped)
 
 
 def test_what_somebody_else_named_cannot_write_into_the_report(tmp_path: Path) -> None:
