@@ -112,9 +112,9 @@ def choose(pick: Pick) -> Chosen:
     if not asked:
         return chosen
     from salviz.sanity import Check, checked_twin
-    from salviz.similarity.measures import MEASURES
 
-    if st.session_state["measure"] not in MEASURES:
+    measures = randomising.measures(pick)
+    if st.session_state["measure"] not in measures:
         st.session_state["measure"] = "spearman_abs"
     if test == "labels":
         chosen.twin = randomising.load_twin(pick, chosen.problems)
@@ -128,7 +128,7 @@ def choose(pick: Pick) -> Chosen:
             randomising.intervention(test, pick, chosen.twin),
             draws=1 if test == "labels" else int(now["draws"]),
             target=now["rule"],
-            measures=tuple(MEASURES),
+            measures=tuple(measures),
             skips_baseline=now["skip"],
             copies=int(now["copies"]),
             seed=pick.request.seed,

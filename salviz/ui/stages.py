@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from salviz.metrics.randomisation import CALIBRATION
-from salviz.ui import display, drawn, follow, panels, state
+from salviz.ui import display, drawn, follow, panels, randomising, state
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -131,11 +131,12 @@ def curves(view: View) -> None:
     assert found is not None  # noqa: S101 - the page asked
     st.subheader("How alike the maps stay", anchor=False)
     before = _measure()
-    measure = panels.pick("Similarity", {name: known.title for name, known in MEASURES.items()}, "measure")
+    measure = panels.pick("Similarity", randomising.measures(view.pick), "measure")
     if measure != before:
         # The verdicts beside the strips are of this similarity.
         st.rerun()
-    st.caption(MEASURES[measure].meaning)
+    missing = randomising.left_out(view.pick)
+    st.caption(MEASURES[measure].meaning + (f" {missing}" if missing else ""))
     order = list(methods.METHODS)
     colours = {method: figures.method_colour(_card(method).family, order.index(method)) for method in found.methods}
     stage = st.session_state["stage"]

@@ -123,6 +123,22 @@ def test_unknown_similarity_and_stage_fall_back(sanity: Open) -> None:
     assert app.select_slider(key="stage").value == "trained"
 
 
+def test_similarities_that_small_pictures_cannot_have_are_not_offered(sanity: Open, tiny: str) -> None:
+    app = sanity(checked="gradient", order="full", measure="hog_pearson")
+    assert app.selectbox(key="measure").value == "hog_pearson"
+    assert "HOG, Pearson" in app.selectbox(key="measure").options
+    assert "HOG cannot be chosen" not in texts(app)
+    app = sanity(checked="gradient", order="full", measure="hog_pearson", model="fashion_cnn", image="fashion:0")
+    assert not app.exception
+    box = app.selectbox(key="measure")
+    assert box.value == "spearman_abs"
+    assert "SSIM" in box.options
+    assert not any("HOG" in option for option in box.options)
+    assert "need pictures of at least 48 pixels a side, and this model takes 28." in texts(app)
+    # None of what is written down is without a value either.
+    assert not any(name.startswith("hog") for name in session_result().check.measures)
+
+
 def test_a_net_with_other_labels_stands_in_the_trained_ones_place(sanity: Open, tiny_twin: str) -> None:
     app = sanity(checked="gradient", test="labels", other=tiny_twin)
     assert not app.exception
