@@ -11,7 +11,7 @@ import streamlit as st
 from salviz.classifiers.choices import ORDERS
 from salviz.errors import SalvizError
 from salviz.metrics.randomisation import CALIBRATION
-from salviz.ui import follow, panels, randomising, stages
+from salviz.ui import follow, panels, randomising, stage, stages
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -201,5 +201,5 @@ def results(view: View) -> None:
         stages.strips(view)
     with right:
         stages.curves(view)
-    stages.slider(view)
+    stage.in_full(view)
     stages.table(view)

@@ -117,10 +117,24 @@ def test_bad_links_cost_a_sentence(sanity: Open, field: str, value: str, sentenc
 
 
 def test_unknown_similarity_and_stage_fall_back(sanity: Open) -> None:
-    app = sanity(**FAST, order="full", measure="psnr", stage="nowhere", shown="lime")
+    app = sanity(**FAST, order="independent", measure="psnr", stage="nowhere", shown="lime")
     assert not app.exception
     assert app.selectbox(key="measure").value == "spearman_abs"
     assert app.select_slider(key="stage").value == "trained"
+
+
+@pytest.mark.parametrize("asked", [{"order": "full"}, {"test": "class"}])
+def test_a_single_changed_net_stands_beside_the_trained_one_without_a_slider(
+    sanity: Open, asked: dict[str, str]
+) -> None:
+    app = sanity(**FAST, **asked)
+    assert not app.exception
+    assert [header.value for header in app.subheader][-1] == "Side by side"
+    assert not app.select_slider
+    told = texts(app)
+    assert "Similarity with the trained net's map" in told
+    # Two nets say each what they predict; one net that is asked another question says it once.
+    assert told.count("**This net predicts**") == (2 if "order" in asked else 1)
 
 
 def test_similarities_that_small_pictures_cannot_have_are_not_offered(sanity: Open, tiny: str) -> None:
@@ -242,18 +256,33 @@ def test_settings_under_which_equal_work_is_known_again(sanity: Open) -> None:
     assert not app.exception
 
 
-def test_a_single_point_has_its_interval_as_whiskers() -> None:
-    """Where there is one stage, no band can show how sure a mean is."""
+def test_one_stage_is_a_row_a_method_with_its_interval() -> None:
+    """Where there is one stage, a curve would be a heap of points at one place."""
     import numpy as np
 
-    from salviz.figures import randomisation
+    from salviz.figures.curves import intervals
     from salviz.metrics.randomisation import curve
 
-    values = np.random.default_rng(0).random((1, 1, 20))
-    known = curve(values, np.ones(20))
-    colours, titles = {"gradient": "red"}, {"gradient": "Gradient"}
-    figure = randomisation(["twin"], {"gradient": known}, colours, titles, current=None, measure="SSIM", theme="light")
-    (trace,) = figure.data
-    score = known.stages[0]
-    assert trace.y[0] + trace.error_y.array[0] == pytest.approx(score.high)
-    assert trace.y[0] - trace.error_y.arrayminus[0] == pytest.approx(score.low)
+    drawn = np.random.default_rng(0).random((3, 1, 1, 20))
+    names = ("gradient", "grad_cam", "random")
+    known = {name: curve(values, np.ones(20)) for name, values in zip(names, drawn, strict=True)}
+    known["lrp"] = curve(np.full((1, 1, 20), np.nan), np.ones(20))
+    colours, titles = dict.fromkeys(known, "red"), {name: name.upper() for name in known}
+    figure = intervals(known, colours, titles, measure="SSIM", theme="light")
+    assert [trace.y[0] for trace in figure.data] == [0, 1, 2, 3]
+    for name, trace in zip(names, figure.data, strict=False):
+        score = known[name].stages[0]
+        assert trace.x[0] == score.value
+        assert trace.x[0] + trace.error_x.array[0] == pytest.approx(score.high)
+        assert trace.x[0] - trace.error_x.arrayminus[0] == pytest.approx(score.low)
+        low, high = figure.layout.xaxis.range
+        assert low < score.low < score.high < high
+    # Every row has its name and its value; what has none says so.
+    told = [annotation.text for annotation in figure.layout.annotations]
+    assert told[::2] == ["GRADIENT", "GRAD_CAM", "RANDOM", "LRP"]
+    assert told[1] == "{0.value:.2f} [{0.low:.2f}, {0.high:.2f}]".format(known["gradient"].stages[0])
+    assert told[-1] == "undefined"
+    assert figure.data[3].x == (None,)
+    # The random map's line runs down through all rows.
+    (line,) = figure.layout.shapes
+    assert line.x0 == line.x1 == known["random"].stages[0].value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,28 +11,27 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from salviz.metrics import Score
-from salviz.metrics.randomisation import CALIBRATION
 from salviz.overlay import decimals
 
 if TYPE_CHECKING:
     from salviz.comparison import Tree
-    from salviz.metrics.randomisation import Curve
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a theme; kept and changed differ in lightness as well as hue."""
+    """Colours of a theme; kept and changed differ in lightness as well as hue, and the ground is the page's."""
 
     text: str
     muted: str
     grid: str
     kept: str
     changed: str
+    ground: str
 
 
 PALETTES: dict[str, Palette] = {
-    "light": Palette("#1b1f24", "#5b6470", "#e3e6ea", "#1d5fa8", "#c2570c"),
-    "dark": Palette("#e8eaed", "#a4acb7", "#333940", "#7db4ec", "#f2a65a"),
+    "light": Palette("#1b1f24", "#5b6470", "#e3e6ea", "#1d5fa8", "#c2570c", "#ffffff"),
+    "dark": Palette("#e8eaed", "#a4acb7", "#333940", "#7db4ec", "#f2a65a", "#121417"),
 }
 
 # A method has one colour everywhere; its family gives the hue, its place in the family the lightness.
@@ -236,74 +235,6 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-
 """What tells methods of one family, and so of one hue, apart."""
 
 
-def randomisation(
-    stages: Sequence[str],
-    curves: Mapping[str, Curve],
-    colours: Mapping[str, str],
-    titles: Mapping[str, str],
-    *,
-    current: int | None,
-    measure: str,
-    theme: str,
-) -> go.Figure:
-    """Similarity with the trained net's map along the stages, with intervals and the calibration lines.
-
-    Args:
-        stages: Names of the randomised nets, in their order.
-        curves: By method; `random` and `edge` are drawn as calibration lines.
-        colours: CSS colour of each method.
-        titles: Name of each method.
-        current: Index of the stage that the slider stands on; None for the trained net.
-        measure: Title of the similarity.
-        theme: `light` or `dark`.
-    """
-    palette = PALETTES[theme]
-    figure = go.Figure()
-    places = list(range(len(stages)))
-    for number, (method, curve) in enumerate(curves.items()):
-        values = [None if math.isnan(score.value) else score.value for score in curve.stages]
-        is_line = method in CALIBRATION
-        known = [i for i in places if not is_line and not math.isnan(curve.stages[i].low)]
-        if len(known) > 1:
-            figure.add_trace(
-                go.Scatter(
-                    x=[*known, *known[::-1]],
-                    y=[*(curve.stages[i].high for i in known), *(curve.stages[i].low for i in known[::-1])],
-                    fill="toself", mode="none", hoverinfo="skip", showlegend=False, opacity=0.18,
-                    fillcolor=colours[method], legendgroup=method,
-                )
-            )  # fmt: skip
-        figure.add_trace(
-            go.Scatter(
-                x=places, y=values, name=titles[method],
-                mode="lines" if is_line and len(stages) > 1 else "lines+markers",
-                legendgroup=method, connectgaps=False,
-                line={"color": palette.muted if is_line else colours[method], "width": 1.5 if is_line else 2,
-                      "dash": {"random": "dot", "edge": "dash"}.get(method, "solid")},
-                # Methods of one family have one hue: the symbol tells them apart.
-                marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
-                error_y=whiskers(curve.stages[0]) if known == [0] else None,
-                customdata=[
-                    [stages[i], f"{score.undefined} undefined" if score.undefined else ""]
-                    for i, score in enumerate(curve.stages)
-                ],
-                hovertemplate=titles[method] + ", %{customdata[0]}: %{y:.2f} %{customdata[1]}<extra></extra>",
-            )
-        )  # fmt: skip
-    if current is not None:
-        figure.add_vline(x=current, line={"color": palette.muted, "width": 1, "dash": "dot"})
-    figure.update_layout(**layout(palette, 460))
-    legend(figure, bottom=96)
-    figure.update_xaxes(
-        tickvals=places, ticktext=[_shortened(name) if len(stages) > 1 else name for name in stages],
-        tickangle=-60 if len(stages) > 1 else 0, showgrid=False, fixedrange=True, zeroline=False,
-    )  # fmt: skip
-    figure.update_yaxes(
-        title=measure, gridcolor=palette.grid, zerolinecolor=palette.muted, fixedrange=True, range=_range(curves)
-    )
-    return figure
-
-
 def whiskers(*scores: Score) -> dict[str, Any]:
     """The intervals of points; none where a score has none."""
     known = [not math.isnan(score.low) for score in scores]
@@ -313,14 +244,3 @@ def whiskers(*scores: Score) -> dict[str, Any]:
         "array": [score.high - score.value if has else 0.0 for has, score in pairs],
         "arrayminus": [score.value - score.low if has else 0.0 for has, score in pairs],
     }  # fmt: skip
-
-
-def _range(curves: Mapping[str, Curve]) -> list[float]:
-    """From below the smallest value, or 0, to a little above 1."""
-    low = [score.value for curve in curves.values() for score in curve.stages if not math.isnan(score.value)]
-    return [min([0.0, *low]) - 0.05, 1.05]
-
-
-def _shortened(name: str, most: int = 16) -> str:
-    """The end of a module's name, which tells more than its beginning."""
-    return name if len(name) <= most else "…" + name[1 - most :]
