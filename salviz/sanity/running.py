@@ -137,12 +137,13 @@ def check_pictures(
 
 
 def _refused(check: Check, nets: Sequence[Classifier]) -> dict[str, str]:
-    """Why methods cannot explain all of these nets, by id."""
+    """Why methods cannot explain all of these nets, by id; in the words of the first that a method cannot explain."""
     found: dict[str, str] = {}
     for net in nets:
         with net.lock:
             reasons = {name: registry.get(name).refusal(net) for name in check.rows}
-        found |= {name: reason for name, reason in reasons.items() if reason is not None}
+        # A twin is refused for the same reason; the net that was chosen is the one a person knows.
+        found = {name: reason for name, reason in reasons.items() if reason is not None} | found
     return found
 
 
