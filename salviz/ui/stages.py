@@ -80,12 +80,11 @@ def strips(view: View) -> None:
     found = view.found
     assert found is not None and found.strip is not None  # noqa: S101, PT018 - the page asked
     places = _places(view)
+    names = [found.strip.places[place] for place in places if place < len(found.strip.top)]
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Film strips", anchor=False, width="stretch")
         display.controls(None)
-    names = [found.strip.places[place] for place in places]
-    some = "" if len(places) == len(found.strip.places) else f" ({len(places)} of {len(found.strip.places)} nets)"
-    st.caption(f"Each map on its own scale, from left to right{some}: {', '.join(names)}.")
+    st.caption(f"Each map on its own scale, from left to right: {', '.join(names)}.{_missing(view, len(names))}")
     measure = _measure()
     told = _verdicts(view, measure)
     for method, title in view.titles().items():
@@ -100,6 +99,16 @@ def strips(view: View) -> None:
         width: Any = "stretch" if len(places) > _FEW else _WIDE * len(places)
         st.image(content, width=width, alt=f"{title}: maps of {', '.join(names)}")
     state.write_url()
+
+
+def _missing(view: View, shown: int) -> str:
+    """How many nets a strip leaves out, because they would be too many or are not there."""
+    assert view.found is not None and view.found.strip is not None  # noqa: S101, PT018 - the page asked
+    count, known = len(view.found.strip.places), len(view.found.strip.top)
+    if known < count:
+        is_running = view.followed is not None and view.followed.state == "running"
+        return f" {known} of {count} nets so far." if is_running else f" Only {known} of {count} nets were computed."
+    return f" These are {shown} of {count} nets." if shown < count else ""
 
 
 def _card(method: str) -> Any:

@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from salviz import load
 from salviz.classifiers.stages import find_stages
+from salviz.errors import Cancelled
 from salviz.ui import follow, session, state
 from tests.pages.conftest import ROOT, TIMEOUT
 
@@ -99,6 +100,34 @@ def test_dear_work_waits_and_can_be_asked_for(sanity: Open, monkeypatch: pytest.
     assert not app.subheader
     app.button(key="compute").click().run()
     assert "1 net with random weights" in texts(app)
+
+
+def test_strips_name_only_the_nets_that_are_there(sanity: Open, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a check runs, and after it was stopped."""
+    from salviz.sanity import running
+
+    whole = running.check_pictures
+
+    def two_nets(*args: Any, publish: Callable[..., None], **options: Any) -> Any:
+        def published(found: Any) -> None:
+            publish(found)
+            if found.done == 2:
+                raise Cancelled
+
+        return whole(*args, publish=published, **options)
+
+    stages = [stage.name for stage in find_stages(load(tiny))]
+    with monkeypatch.context() as patch:
+        patch.setattr("salviz.sanity.check_pictures", two_nets)
+        app = sanity(checked="gradient", start="permute")
+    assert not app.exception
+    assert (
+        f"from left to right: trained, {stages[0]}, {stages[1]}. Only 3 of {1 + len(stages)} nets were computed."
+        in texts(app)
+    )
+    told = texts(sanity(checked="gradient", start="permute", copies=2))
+    assert f", {stages[-1]}." in told
+    assert "nets were computed" not in told
 
 
 @pytest.mark.parametrize(
