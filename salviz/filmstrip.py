@@ -72,24 +72,24 @@ def row(strip: Strip, method: str, places: Sequence[int], display: Display, *, w
     return side_by_side([*shown, *[blank] * missing], _GAP, background=background)
 
 
-def sheet(strip: Strip, titles: Mapping[str, str], places: Sequence[int], choices: Mapping[str, Display]) -> Pixels:
+def sheet(strip: Strip, titles: Mapping[str, str], names: Sequence[str], choices: Mapping[str, Display]) -> Pixels:
     """The film strips of several methods under each other, with their names and those of the nets.
 
     Args:
         strip: The film strips.
         titles: Names of the methods, in the order of their rows.
-        places: Which nets.
+        names: Of the nets that are shown, from the trained one on (see `report.net_names`).
         choices: Display choices, by method.
 
     Returns:
         `(h, w, 3)` uint8 on white.
     """
     width, line = 112, 16
-    rows = [row(strip, method, places, choices[method], width=width, background=255) for method in titles]
+    rows = [row(strip, method, range(len(names)), choices[method], width=width, background=255) for method in titles]
     # Pillow's own font has no multiplication sign.
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 12)
     left = 12 + max(round(font.getlength(title)) for title in titles.values())
-    headings = [wrapped(strip.places[place], width, font.getlength) for place in places]
+    headings = [wrapped(name, width, font.getlength) for name in names]
     top = _GAP + line * max(len(heading) for heading in headings)
     canvas = Image.new("RGB", (left + rows[0].shape[1], top + sum(part.shape[0] + _GAP for part in rows)), "white")
     draw = ImageDraw.Draw(canvas)

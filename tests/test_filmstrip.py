@@ -24,8 +24,8 @@ def test_names_are_wrapped_and_long_words_keep_their_end(name: str, lines: list[
 def sheet(name: str):
     strip = Strip(torch.zeros(3, 8, 8, dtype=torch.uint8), ("trained", name))
     for _ in strip.places:
-        strip.add({"gradient": torch.rand(3, 8, 8)}, torch.zeros(10))
-    return filmstrip.sheet(strip, {"gradient": "Gradient"}, range(2), {"gradient": Display()})
+        strip.add({"gradient": torch.rand(3, 8, 8)}, torch.zeros(10), 0)
+    return filmstrip.sheet(strip, {"gradient": "Gradient"}, strip.places, {"gradient": Display()})
 
 
 def test_a_long_name_gets_the_lines_it_needs_and_stays_above_its_own_map() -> None:

@@ -237,7 +237,14 @@ def test_another_class_is_asked_of_the_same_net() -> None:
         maps = explain(classifier, x, method="gradient", target=ClassTarget(classes), digests=digests(3)).maps
         expected = MEASURES["spearman_signed"](laid(mine), laid(maps)).numpy()
         np.testing.assert_allclose(found.scores[0, 0, draw, 0], expected, atol=2e-5)
+        if draw == 0:
+            first = int(own[0]), int(classes[0])
     assert len(np.unique(found.scores[0, 0])) == found.scores[0, 0].size
+    # The strip is of the first image under the first draw, and says which classes its maps explain.
+    frame = torch.zeros(3, 160, 160, dtype=torch.uint8)
+    strip = check_randomisation(classifier, x, check, digests=digests(3), frame=frame).strip
+    assert strip is not None
+    assert strip.explained == list(first)
 
 
 @pytest.mark.parametrize("target", ["original", "argmax"])

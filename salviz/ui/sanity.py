@@ -163,24 +163,36 @@ def status(view: View) -> None:
             cost = f"This will take about {follow.duration(followed.seconds)}; results come stage by stage."
             follow.offer(SLOT, followed, waiting=cost, name="The check")
             return
-        st.caption(_basis(followed.result, len(view.chosen.pictures)))
+        st.caption(_basis(view))
 
 
-def _basis(found: Checked, pictures: int) -> str:
+def _basis(view: View) -> str:
     """What the curves rest on."""
     from salviz.classifiers.randomising import Randomisation
     from salviz.sanity import Twin
 
+    found, pictures = view.found, len(view.chosen.pictures)
+    assert found is not None  # noqa: S101 - the page asked
     how = found.check.how
     if isinstance(how, Randomisation):
         what = f"{panels.counted(len(found.stages), 'net', 'nets')} with random weights"
     else:
-        what = f"Beside {panels.plain(how.title)}" if isinstance(how, Twin) else "Asked for another class"
+        what = f"Beside {panels.plain(how.title)}" if isinstance(how, Twin) else _asked(view)
     each = f", {found.check.draws} draws each" if found.check.draws > 1 else ""
     smooth = f", maps averaged over {found.check.copies} noisy copies" if found.check.copies > 1 else ""
     if pictures > 1:
         return f"{what}{each}{smooth}, {pictures} pictures; the strips show the first."
     return f"{what}{each}{smooth}, one picture: intervals need several."
+
+
+def _asked(view: View) -> str:
+    """Which class stands in for the predicted one, where it is one."""
+    found = view.found
+    assert found is not None and found.strip is not None and view.pick.loaded is not None  # noqa: S101, PT018
+    if len(view.chosen.pictures) > 1 or found.check.draws > 1:
+        return "Asked for another class, drawn at random"
+    predicted, drawn = (view.pick.loaded.classifier.labels.short(index) for index in found.strip.explained)
+    return panels.plain(f"Asked for {drawn}, drawn at random, instead of {predicted}")
 
 
 def empty(view: View) -> None:

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from salviz.ui.sanity import View
 
 
+def names(view: View) -> list[str]:
+    """What stands in each place of a strip that is there (see `report.net_names`)."""
+    from salviz.sanity.report import net_names
+
+    assert view.found is not None and view.pick.loaded is not None  # noqa: S101, PT018 - the page asked
+    return net_names(view.found, view.pick.loaded.classifier.labels)
+
+
 @st.fragment
 def in_full(view: View) -> None:
     """A stage to choose; or, where a single net or class stands in for the trained one's, the two side by side."""
@@ -38,14 +46,14 @@ def in_full(view: View) -> None:
 
     def picture(start: int, caption: str) -> None:
         content = drawn.stage(view.key, method, start, choices, strip)
-        st.image(content, caption=caption, width="stretch", alt=f"{titles[method]}: {caption}")
+        st.image(content, caption=panels.plain(caption), width="stretch", alt=f"{titles[method]}: {caption}")
 
-    other = _instead(view, places[place]) if place else "The same: move the slider"
+    other = _caption(view, place) if place else "The same: move the slider"
     # Two nets stand each above what it predicts; another class is asked of one net.
     has_two = not is_choice and not isinstance(found.check.how, OtherClass)
     columns = st.columns([1, 1, 1.2])
     with columns[0]:
-        picture(0, "Trained")
+        picture(0, _caption(view, 0))
         if has_two:
             _predictions(view, 0)
     with columns[1]:
@@ -75,12 +83,15 @@ def _slider(view: View, places: list[str]) -> int:
     return places.index(str(stage))
 
 
-def _instead(view: View, stage: str) -> str:
-    """What stands in the trained net's place at a stage."""
+def _caption(view: View, place: int) -> str:
+    """Under a map: whose it is."""
     from salviz.classifiers.randomising import Randomisation
 
     assert view.found is not None  # noqa: S101 - the page asked
-    return f"Random: {stage}" if isinstance(view.found.check.how, Randomisation) else panels.plain(stage)
+    name = names(view)[place]
+    if place and isinstance(view.found.check.how, Randomisation):
+        return f"Random: {name}"
+    return name[:1].upper() + name[1:]
 
 
 def _predictions(view: View, place: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from salviz.ui import display, drawn, follow, panels, randomising, state
+from salviz.ui import display, drawn, follow, panels, randomising, stage, state
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -80,11 +80,13 @@ def strips(view: View) -> None:
     found = view.found
     assert found is not None and found.strip is not None  # noqa: S101, PT018 - the page asked
     places = _places(view)
-    names = [found.strip.places[place] for place in places if place < len(found.strip.top)]
+    every = stage.names(view)
+    names = [every[place] for place in places if place < len(every)]
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Film strips", anchor=False, width="stretch")
         display.controls(None)
-    st.caption(f"Each map on its own scale, from left to right: {', '.join(names)}.{_missing(view, len(names))}")
+    shown = panels.plain(", ".join(names))
+    st.caption(f"Each map on its own scale, from left to right: {shown}.{_missing(view, len(names))}")
     measure = _measure()
     told = _verdicts(view, measure)
     for method, title in view.titles().items():
@@ -151,8 +153,8 @@ def curves(view: View) -> None:
     known = {method: found.curve(method, measure) for method in found.methods}
     title = MEASURES[measure].title
     if len(found.stages) > 1:
-        stage = st.session_state["stage"]
-        current = found.stages.index(stage) if stage in found.stages else None
+        chosen = st.session_state["stage"]
+        current = found.stages.index(chosen) if chosen in found.stages else None
         figure = drawing.randomisation(
             found.stages, known, colours, view.titles(), current=current, measure=title, theme=panels.theme()
         )
@@ -215,7 +217,7 @@ def table(view: View) -> None:
                     "All similarities (CSV)",
                     lambda: report.scores_csv(found, names).encode(),
                 ),
-                "png": ("Film strips (PNG)", partial(_sheet, found.strip, titles, choices)),
+                "png": ("Film strips (PNG)", partial(_sheet, found.strip, titles, stage.names(view), choices)),
                 "npz": ("Maps (NPZ)", lambda: report.archive(found, classifier, images)),
                 "json": (
                     "Manifest (JSON)",
@@ -233,9 +235,9 @@ def _file(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.casefold()).strip("-") or "picture"
 
 
-def _sheet(strip: Strip, titles: Mapping[str, str], choices: Mapping[str, Display]) -> bytes:
+def _sheet(strip: Strip, titles: Mapping[str, str], names: Sequence[str], choices: Mapping[str, Display]) -> bytes:
     """The film strips of all methods as one picture."""
     from salviz import filmstrip
     from salviz.overlay import png
 
-    return png(filmstrip.sheet(strip, titles, range(len(strip.top)), choices))
+    return png(filmstrip.sheet(strip, titles, names, choices))

@@ -246,10 +246,26 @@ def test_a_twin_that_does_not_fit_costs_a_sentence(sanity: Open, tiny: str) -> N
 def test_another_class_is_asked_for(sanity: Open) -> None:
     app = sanity(checked="gradient", test="class", draws=2, copies=2, skip=1)
     assert not app.exception
-    assert "Asked for another class, 2 draws each, maps averaged over 2 noisy copies" in texts(app)
+    assert "Asked for another class, drawn at random, 2 draws each, maps averaged over 2 noisy copies" in texts(app)
     assert list(app.main.dataframe[0].value["Same prediction"]) == ["100 %"]
     assert app.query_params["copies"] == "2"
     assert app.query_params["skip"] == "1"
+
+
+def captions(app: AppTest) -> list[str]:
+    """Under all pictures of the page."""
+    return [picture.caption for element in app.get("image") for picture in element.proto.imgs if picture.caption]
+
+
+def test_the_class_that_stands_in_is_named_wherever_its_map_is_shown(sanity: Open, tiny: str) -> None:
+    app = sanity(checked="gradient", test="class")
+    assert not app.exception
+    (predicted, drawn) = session_result().strip.explained
+    assert predicted != drawn
+    assert f"Asked for thing {drawn}, drawn at random, instead of thing {predicted}, one picture" in texts(app)
+    assert captions(app)[-2:] == [f"Thing {predicted} \\(predicted\\)", f"Thing {drawn} \\(drawn at random\\)"]
+    (told,) = [line for line in texts(app).splitlines() if line.startswith("Each map on its own scale")]
+    assert f"thing {predicted} \\(predicted\\), thing {drawn} \\(drawn at random\\)." in told
 
 
 def test_several_pictures_have_intervals_and_all_numbers(sanity: Open) -> None:
