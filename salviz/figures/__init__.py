@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from salviz.methods import METHODS
 from salviz.metrics import Score
 from salviz.overlay import decimals
 
@@ -34,24 +36,53 @@ PALETTES: dict[str, Palette] = {
     "dark": Palette("#e8eaed", "#a4acb7", "#333940", "#7db4ec", "#f2a65a", "#121417"),
 }
 
-# A method has one colour everywhere; its family gives the hue, its place in the family the lightness.
-FAMILY_HUES = {
-    "gradients": 210,
-    "paths": 265,
-    "class activation maps": 20,
-    "perturbation": 150,
-    "optimised masks": 185,
-    "relevance": 330,
-    "attention": 55,
-    "controls": 0,
+METHOD_COLOURS = ("#3ca5f0", "#a5a50f", "#e178b4", "#006987", "#8769c3", "#c3693c", "#785a00", "#2d9678")
+"""Blue, olive, pink, teal, violet, rust, brown, green: on white and on near-black, and for colour-blind people too, any
+two of them are further apart than the closest of Okabe and Ito's eight (found by search; a test measures it)."""
+
+# A method has one colour everywhere. Methods of a family go round the palette, so that eight of them differ: one hue in
+# eight shades cannot be told apart as lines. Each family begins where its first and most used methods meet no others'.
+_FAMILY_STARTS = {
+    "gradients": 7,
+    "paths": 6,
+    "class activation maps": 5,
+    "perturbation": 1,
+    "optimised masks": 3,
+    "relevance": 6,
+    "attention": 1,
 }
+_GREY = "#8a8f98"
 
 
 def method_colour(family: str, place: int) -> str:
-    """CSS colour of the method at `place` (0-based) in its family; controls are grey."""
-    lightness = 36 + 9 * (place % 5)
-    saturation = 0 if family == "controls" else 58
-    return f"hsl({FAMILY_HUES[family]},{saturation}%,{lightness}%)"
+    """CSS colour of a method, the same in both themes; controls are grey.
+
+    Args:
+        family: Its family.
+        place: Among all methods (0-based).
+    """
+    if family == "controls":
+        return _GREY
+    first = next(i for i, method in enumerate(METHODS.values()) if method.card.family == family)
+    return METHOD_COLOURS[(_FAMILY_STARTS[family] + place - first) % len(METHOD_COLOURS)]
+
+
+DASHES = ("solid", "dashdot", "longdash", "longdashdot")
+"""Of lines of one colour: more methods than the palette has colours, or two of different families."""
+
+
+def dashes(colours: Mapping[str, str]) -> dict[str, str]:
+    """A dash for each method of a chart: solid, but for those whose colour another one before it has.
+
+    Args:
+        colours: CSS colour of each method, in their order.
+    """
+    seen: Counter[str] = Counter()
+    found = {}
+    for method, colour in colours.items():
+        found[method] = DASHES[seen[colour] % len(DASHES)]
+        seen[colour] += 1
+    return found
 
 
 def layout(palette: Palette, height: int) -> dict[str, object]:
@@ -231,8 +262,8 @@ def agreement(
     return figure
 
 
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "hexagon")
-"""What tells methods of one family, and so of one hue, apart."""
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
+"""What tells methods of one colour apart, and all of them in a print without colours."""
 
 
 def whiskers(*scores: Score) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from salviz.figures import PALETTES, SYMBOLS, layout, legend, whiskers
+from salviz.figures import PALETTES, SYMBOLS, dashes, layout, legend, whiskers
 from salviz.metrics.randomisation import CALIBRATION
 from salviz.overlay import decimals
 
@@ -45,6 +45,7 @@ def randomisation(
     """
     palette = PALETTES[theme]
     figure = go.Figure()
+    patterns = {**dashes(colours), **_DASHES}
     places = list(range(len(stages)))
     for number, (method, curve) in enumerate(curves.items()):
         values = [None if math.isnan(score.value) else score.value for score in curve.stages]
@@ -65,8 +66,7 @@ def randomisation(
                 mode="lines" if is_line else "lines+markers",
                 legendgroup=method, connectgaps=False,
                 line={"color": palette.muted if is_line else colours[method], "width": 1.5 if is_line else 2,
-                      "dash": _DASHES.get(method, "solid")},
-                # Methods of one family have one hue: the symbol tells them apart.
+                      "dash": patterns[method]},
                 marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
                 customdata=[
                     [stages[i], f"{score.undefined} undefined" if score.undefined else ""]
