@@ -91,6 +91,7 @@ def twin() -> None:
         key="other",
         persist_state="session",
         accept_new_options=True,
+        width=panels.WIDE,
         help="Any model's id: one that differs from the picked model in the labels of its training alone.",
     )
 

@@ -95,14 +95,14 @@ def choose(pick: Pick) -> Chosen:
         help="The random map, which passes, and the edge map, which never moves, always stand beside them.",
     )
     chosen = Chosen()
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="top", key="controls"):
         test = panels.choice("What is randomised", randomising.TESTS, "test")
         if test == "weights":
-            panels.pick("Order in which stages are randomised", ORDERS, "order")
+            panels.pick("Order in which stages are randomised", ORDERS, "order", width=panels.WIDE)
         elif test == "labels":
             randomising.twin()
         panels.choice("Pictures", randomising.pictures(pick), "pictures")
-        with st.popover("Settings", icon=":material/settings:"):
+        with panels.unlabelled(), st.popover("Settings", icon=":material/settings:"):
             randomising.details(test)
     if pick.request is None or pick.picture is None or pick.loaded is None:
         return chosen

@@ -52,6 +52,19 @@ def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None
     screenshot(page, "sanity-narrow-dark", whole=True)
 
 
+def test_labels_of_controls_in_a_row_stand_at_one_height(server: Server, open_page: Open) -> None:
+    """Beside select boxes, which are higher than the rest, and a button without a label."""
+    page = open_page(f"{server.url}/{FEW}")
+    is_complete(page, "1 net with random weights")
+    row = page.locator(".st-key-controls")
+    tops = [label.bounding_box()["y"] for label in row.get_by_test_id("stWidgetLabel").all()]
+    assert len(tops) == 3
+    assert max(tops) - min(tops) < 1
+    box = row.get_by_test_id("stSelectbox").bounding_box()
+    settings = row.get_by_role("button", name="Settings").bounding_box()
+    assert abs(box["y"] + box["height"] - settings["y"] - settings["height"]) <= 3
+
+
 @pytest.mark.slow
 def test_the_pair_that_comes_with_salviz_tells_what_labels_do(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/sanity?test=labels&checked=gradient,grad_cam")
