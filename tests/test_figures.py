@@ -5,7 +5,18 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from salviz.figures import DASHES, METHOD_COLOURS, PALETTES, dashes, method_colour
+from salviz.comparison import Tree
+from salviz.figures import (
+    CELL,
+    DASHES,
+    MATRIX_TOP,
+    METHOD_COLOURS,
+    PALETTES,
+    agreement,
+    dashes,
+    matrix_order,
+    method_colour,
+)
 from salviz.figures.curves import randomisation
 from salviz.methods import METHODS
 from salviz.methods.card import FAMILIES
@@ -91,3 +102,24 @@ def test_lines_of_one_colour_differ_in_their_dash_and_symbol() -> None:
     }
     assert len(set(drawn.values())) == len(names)
     assert (drawn["random"][1], drawn["edge"][1]) == ("dot", "dash")
+
+
+def test_the_matrix_leaves_its_width_to_the_cells_and_numbers_them() -> None:
+    """Names beside the cells would leave a phone no room: they stand outside the chart, in the same order."""
+    values = [[1.0, 0.25, 0.75], [0.25, 1.0, -0.5], [0.75, -0.5, 1.0]]
+    tree = Tree(order=(0, 2, 1), branches=(), linkage=np.zeros((2, 4)))
+    figure = agreement(["A", "B", "C"], values, tree, measure="ssim", theme="light")
+    assert matrix_order(3, tree) == [0, 2, 1]
+    assert matrix_order(3, None) == [0, 1, 2]
+    margin = figure.layout.margin
+    assert margin.l == margin.r == 0
+    assert not figure.layout.yaxis2.showticklabels
+    # A row is as high as a line of the names beside it.
+    assert figure.layout.height - margin.t - margin.b == 3 * CELL
+    assert margin.t == MATRIX_TOP
+    (cells,) = figure.data
+    assert [list(row) for row in cells.text] == [["", "0.75", "0.25"], ["0.75", "", "−0.50"], ["0.25", "−0.50", ""]]
+    assert [(one.x, one.y, one.text) for one in figure.layout.annotations] == [
+        (place, place, f"<b>{place + 1}</b>") for place in range(3)
+    ]
+    assert cells.customdata[1][2] == "C and B"

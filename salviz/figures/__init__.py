@@ -204,7 +204,10 @@ def similarity_against_magnitude(
     return figure
 
 
-_CELL = 34
+CELL = 34
+"""Pixels of a row of the matrix: names beside it stand in lines of this height."""
+MATRIX_TOP = 32
+"""Pixels above its first row."""
 
 
 def agreement(
@@ -215,7 +218,10 @@ def agreement(
     measure: str,
     theme: str,
 ) -> go.Figure:
-    """Pairwise agreement of maps as a matrix beside its dendrogram.
+    """Pairwise agreement of maps as a matrix beside its dendrogram, its rows and columns numbered.
+
+    Numbers stand on the diagonal, where a map would be compared with itself; names stand beside the matrix or below
+    it (see `matrix_order`), since beside cells that can be read a phone has no room for them.
 
     Args:
         titles: R names.
@@ -225,15 +231,16 @@ def agreement(
         theme: `light` or `dark`.
     """
     palette = PALETTES[theme]
-    order = list(range(len(titles))) if tree is None else list(tree.order)
-    cells = [[values[i][j] for j in order] for i in order]
+    order = matrix_order(len(titles), tree)
+    cells = [[math.nan if i == j else values[i][j] for j in order] for i in order]
     shown = [[None if math.isnan(value) else value for value in row] for row in cells]
     names = [titles[i] for i in order]
-    figure = make_subplots(cols=2, shared_yaxes=True, column_widths=[0.14, 0.86], horizontal_spacing=0.004)
-    for places, heights in () if tree is None else tree.branches:
+    places = list(range(len(names)))
+    figure = make_subplots(cols=2, shared_yaxes=True, column_widths=[0.12, 0.88], horizontal_spacing=0.004)
+    for rows, heights in () if tree is None else tree.branches:
         figure.add_trace(
             go.Scatter(
-                x=[-height for height in heights], y=places, mode="lines", hoverinfo="skip",
+                x=[-height for height in heights], y=rows, mode="lines", hoverinfo="skip",
                 line={"color": palette.muted, "width": 1.5},
             ),
             row=1, col=1,
@@ -241,25 +248,36 @@ def agreement(
     label = "Spearman" if measure == "spearman" else "SSIM"
     figure.add_trace(
         go.Heatmap(
-            z=shown, x=list(range(len(names))), y=list(range(len(names))), zmin=-1, zmax=1, colorscale="RdBu_r",
+            z=shown, x=places, y=places, zmin=-1, zmax=1, colorscale="RdBu_r",
             xgap=1, ygap=1, text=[["" if v is None else decimals(v) for v in row] for row in shown],
-            texttemplate="%{text}", customdata=[[f"{a} and {b}" for b in names] for a in names],
+            texttemplate="%{text}", textfont={"size": 13 if len(names) <= _ROOMY else 11},
+            customdata=[[f"{a} and {b}" for b in names] for a in names],
             hovertemplate="%{customdata}: " + label + " %{z:.2f}<extra></extra>", hoverongaps=False, showscale=False,
         ),
         row=1, col=2,
     )  # fmt: skip
-    # Numbered names run down the right, the numbers along the top: slanted names would leave a phone no room for cells.
-    longest = max(len(name) for name in names)
-    figure.update_layout(**layout(palette, _CELL * len(names) + 40))
-    figure.update_layout(margin={"l": 8, "r": round(6.2 * longest) + 32, "t": 32, "b": 8})
-    axis = {"tickvals": list(range(len(names))), "showgrid": False, "fixedrange": True, "ticks": ""}
-    numbers = [str(place) for place in range(1, len(names) + 1)]
-    numbered = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
+    for place in places:
+        figure.add_annotation(
+            x=place, y=place, text=f"<b>{place + 1}</b>", showarrow=False, hovertext=names[place], row=1, col=2
+        )
+    figure.update_layout(**layout(palette, CELL * len(names) + MATRIX_TOP + 8))
+    figure.update_layout(margin={"l": 0, "r": 0, "t": MATRIX_TOP, "b": 8})
+    ends = len(names) - 0.5
+    axis = {"tickvals": places, "showgrid": False, "fixedrange": True, "ticks": "", "zeroline": False}
     figure.update_xaxes(visible=False, fixedrange=True, row=1, col=1)
-    figure.update_yaxes(**axis, autorange="reversed", showticklabels=False, zeroline=False, row=1, col=1)
-    figure.update_xaxes(**axis, ticktext=numbers, tickangle=0, side="top", zeroline=False, row=1, col=2)
-    figure.update_yaxes(**axis, ticktext=numbered, side="right", showticklabels=True, zeroline=False, row=1, col=2)
+    figure.update_yaxes(**axis, range=[ends, -0.5], showticklabels=False)
+    numbers = [str(place + 1) for place in places]
+    figure.update_xaxes(**axis, range=[-0.5, ends], ticktext=numbers, tickangle=0, side="top", row=1, col=2)
     return figure
+
+
+_ROOMY = 8
+"""Rows up to which a phone has room for digits of the usual size."""
+
+
+def matrix_order(count: int, tree: Tree | None) -> list[int]:
+    """Which of so many maps each row of the matrix is."""
+    return list(range(count)) if tree is None else list(tree.order)
 
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")

@@ -52,6 +52,18 @@ def test_the_first_visit_compares_cheap_methods_and_controls(compare: Open) -> N
     assert "rows in" in texts(app)
 
 
+def test_the_matrix_is_numbered_and_its_names_stand_in_the_same_order(compare: Open) -> None:
+    app = compare(methods="edge,gradient,grad_cam,input_x_gradient")
+    titles = ["Edge detector (control)", "Gradient", "Grad-CAM", "Input × gradient"]
+    assert row_titles(app) == titles
+    named = [line.value for line in app.markdown if line.value[2:3].isdigit()]
+    assert [line.split("** ")[0] for line in named] == ["**1", "**2", "**3", "**4"]
+    names = [line.split("** ")[1] for line in named]
+    assert sorted(names) == sorted(titles)
+    # The alike stand together.
+    assert abs(names.index("Gradient") - names.index("Input × gradient")) == 1
+
+
 def test_only_chosen_methods_stand_in_rows_and_the_link_holds_them(compare: Open, tiny: str) -> None:
     app = compare(methods="edge,gradient")
     assert row_titles(app) == ["Edge detector (control)", "Gradient"]
