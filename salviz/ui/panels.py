@@ -222,9 +222,20 @@ def explained(exploration: Any, name: Callable[[int], str]) -> tuple[str, str]:
 
 def completeness(exploration: Any) -> str:
     """How far a clean map is from adding up, and to what it should."""
-    error = format_value(float(exploration.completeness[0]))
-    of = "difference of the scores" if exploration.rivals is not None else exploration.request.output
-    return f"completeness error {error} (in units of the {of})"
+    from salviz import methods
+
+    error = float(exploration.completeness[0])
+    if not math.isfinite(error):
+        return "completeness error undefined"
+    whole = {"logit": "class's score (its logit)", "probability": "class's probability"}[exploration.request.output]
+    if exploration.rivals is not None:
+        whole = "difference of the two classes' scores"
+    # On a way from a blank picture the map shares out what the score gained.
+    if methods.get(exploration.request.method).card.family == "paths":
+        whole = f"change of the {whole}"
+    side = "less" if error < 0 else "more"
+    told = f"the map adds up to {format_value(abs(error))} {side} than the {whole}"
+    return f"completeness error {format_value(error)}: {told}"
 
 
 def flatness(exploration: Any) -> list[str]:

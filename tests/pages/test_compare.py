@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from salviz.methods import METHODS
-from salviz.ui import follow, session
+from salviz.ui import follow, panels, session
 from tests.pages.conftest import ROOT, TIMEOUT
 
 Open = Callable[..., AppTest]
@@ -182,3 +183,21 @@ def test_what_works_on_the_model_is_told_when_opened(compare: Open, tiny_vit: st
     assert "blocks.5.norm1" in rows["Grad-CAM"] or "norm1" in rows["Grad-CAM"]
     assert "refused" in rows["Guided backprop"]
     assert "fails" not in table.replace("Known failures", "")
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "output", "rivals", "told"),
+    [
+        ("lrp", -9.25, "logit", None, "completeness error −9.25: the map adds up to 9.25 less than the class's score"),
+        ("lrp", 0.5, "probability", None, "the map adds up to 0.5 more than the class's probability"),
+        ("integrated_gradients", 0.5, "logit", None, "0.5 more than the change of the class's score (its logit)"),
+        ("lrp", 0.5, "logit", [3], "0.5 more than the difference of the two classes' scores"),
+        ("lrp", float("nan"), "logit", None, "completeness error undefined"),
+    ],
+)
+def test_a_completeness_error_says_what_the_map_should_add_up_to(
+    method: str, error: float, output: str, rivals: list[int] | None, told: str
+) -> None:
+    request = SimpleNamespace(method=method, output=output)
+    found = panels.completeness(SimpleNamespace(completeness=[error], request=request, rivals=rivals))
+    assert told in found
