@@ -103,6 +103,23 @@ def _predictions(view: View, place: int) -> None:
         st.progress(min(1.0, probability), text=f"{panels.plain(labels.short(index))}  {probability:.2f}")
 
 
+def _learnt(view: View) -> str:
+    """Why a net that learnt other labels may answer wrongly, and be sure of it."""
+    from salviz.classifiers.registry import TWINS
+    from salviz.sanity import Twin
+
+    assert view.found is not None  # noqa: S101 - the page asked
+    how = view.found.check.how
+    if not isinstance(how, Twin) or how.id in TWINS:
+        return ""
+    if how.id in TWINS.values():
+        return (
+            " This net learnt labels that were shuffled among its training pictures. It knows those pictures by heart, "
+            "and for any other it can only guess: wrong answers, and sure ones, are what to expect here."
+        )
+    return " This net learnt other labels, so its answers need not fit the picture."
+
+
 def _told(view: View, method: str, place: int) -> str:
     """How alike the two maps of the picture that is shown are, whatever the others say, and how the net changed."""
     from salviz.sanity import OtherClass
@@ -114,5 +131,6 @@ def _told(view: View, method: str, place: int) -> str:
     told = f"Similarity with the trained net's map {panels.number(float(found.scores[where]))}."
     if not isinstance(found.check.how, OtherClass):
         spread = float(found.spread[0, place - 1, 0])
-        told += f" The logits spread {spread:.2g} times as wide as the trained net's."
+        told += f" Its class scores (logits) spread {spread:.2g} times as wide as the trained net's."
+        told += _learnt(view)
     return told

@@ -26,7 +26,7 @@ def test_a_cold_deep_link_checks_and_the_link_comes_back(server: Server, open_pa
     for title in ("Gradient", "Grad-CAM", "Random (control)", "Edge detector (control)"):
         expect(page.get_by_role("img", name=f"{title}: maps of trained, all")).to_be_visible()
     expect(page.get_by_role("img", name="Gradient: Random: all")).to_be_visible()
-    expect(page.get_by_text("The logits spread")).to_be_visible()
+    expect(page.get_by_text("Its class scores (logits) spread")).to_be_visible()
     assert fields(page) == {"checked": "gradient,grad_cam", "order": "full", "stage": "all", "measure": "top_k"}
     page.get_by_text("Numbers", exact=True).click()
     expect(page.get_by_text("Efficient MPRT")).to_be_visible()

@@ -69,7 +69,7 @@ def test_the_slider_shows_a_stage_and_what_its_net_predicts(sanity: Open, tiny: 
     assert slider.value == "trained"
     slider.set_value(stages[1]).run()
     assert not app.exception
-    assert "The logits spread" in texts(app)
+    assert "Its class scores (logits) spread" in texts(app)
     assert app.query_params["stage"] == stages[1]
     app.selectbox(key="measure").set_value("top_k").run()
     assert not app.exception
@@ -188,6 +188,7 @@ def test_a_net_with_other_labels_stands_in_the_trained_ones_place(sanity: Open, 
     told = texts(app)
     assert "Beside Tiny, other labels, one picture" in told
     assert "**Gradient**: moves with Tiny, other labels" in told
+    assert "This net learnt other labels, so its answers need not fit the picture." in told
     assert list(app.main.dataframe[0].value["Stage"]) == ["Tiny, other labels"]
     assert "Efficient MPRT" not in told
     assert app.query_params["other"] == tiny_twin
@@ -223,6 +224,8 @@ def test_pages_keep_their_choices_apart(visit: Callable[..., AppTest]) -> None:
 def test_the_twin_follows_the_model_unless_a_person_chose_it(sanity: Open) -> None:
     app = sanity(checked="gradient", test="labels", model="fashion_cnn_twin", image="fashion:0")
     assert app.session_state["other"] == "fashion_cnn_permuted"
+    # Its answers look like a fault to whoever does not know what it learnt.
+    assert "shuffled among its training pictures" in texts(app)
     app.selectbox(key="model").set_value("fashion_vit_twin").run()
     assert not app.exception
     assert "Beside Fashion ViT, permuted labels, one picture" in texts(app)
