@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -72,34 +72,53 @@ def row(strip: Strip, method: str, places: Sequence[int], display: Display, *, w
     return side_by_side([*shown, *[blank] * missing], _GAP, background=background)
 
 
-def sheet(strip: Strip, titles: Mapping[str, str], places: Sequence[int], choices: Mapping[str, Display]) -> Pixels:
+def sheet(strip: Strip, titles: Mapping[str, str], names: Sequence[str], choices: Mapping[str, Display]) -> Pixels:
     """The film strips of several methods under each other, with their names and those of the nets.
 
     Args:
         strip: The film strips.
         titles: Names of the methods, in the order of their rows.
-        places: Which nets.
+        names: Of the nets that are shown, from the trained one on (see `report.net_names`).
         choices: Display choices, by method.
 
     Returns:
         `(h, w, 3)` uint8 on white.
     """
-    width, line = 112, 22
-    rows = [row(strip, method, places, choices[method], width=width, background=255) for method in titles]
+    width, line = 112, 16
+    rows = [row(strip, method, range(len(names)), choices[method], width=width, background=255) for method in titles]
     # Pillow's own font has no multiplication sign.
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 12)
     left = 12 + max(round(font.getlength(title)) for title in titles.values())
-    canvas = Image.new("RGB", (left + rows[0].shape[1], line + sum(part.shape[0] + _GAP for part in rows)), "white")
+    headings = [wrapped(name, width, font.getlength) for name in names]
+    top = _GAP + line * max(len(heading) for heading in headings)
+    canvas = Image.new("RGB", (left + rows[0].shape[1], top + sum(part.shape[0] + _GAP for part in rows)), "white")
     draw = ImageDraw.Draw(canvas)
-    for column, place in enumerate(places):
-        name = strip.places[place]
-        while font.getlength(name) > width and len(name) > 1:
-            # The end tells nets apart: blocks share their beginning.
-            name = "…" + name.lstrip("…")[1:]
-        draw.text((left + column * (width + _GAP), 2), name, fill="black", font=font)
-    top = line
+    for column, heading in enumerate(headings):
+        # The last lines stand on the maps.
+        start = top - _GAP - line * len(heading)
+        for number, text in enumerate(heading):
+            draw.text((left + column * (width + _GAP), start + number * line), text, fill="black", font=font)
     for title, part in zip(titles.values(), rows, strict=True):
         draw.text((2, top + part.shape[0] // 2 - 8), title, fill="black", font=font)
         canvas.paste(Image.fromarray(part), (left, top))
         top += part.shape[0] + _GAP
     return np.asarray(canvas, dtype=np.uint8)
+
+
+def wrapped(name: str, width: float, length: Callable[[str], float]) -> list[str]:
+    """A name in lines that are no longer than a map is wide.
+
+    Args:
+        name: Of a net. A word too long for a line keeps its end, which tells nets apart: blocks share their beginning.
+        width: Of a line.
+        length: Of a text, in the same unit.
+    """
+    lines: list[str] = []
+    for word in name.split():
+        while length(word) > width and len(word) > 1:
+            word = "…" + word.lstrip("…")[1:]
+        if lines and length(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

@@ -207,6 +207,18 @@ def test_a_twin_that_does_not_fit_is_refused() -> None:
         check_randomisation(classifier, x, Check({"gradient": None}, Twin.of(larger)), digests=digests(1), twin=larger)
 
 
+def test_a_refusal_names_the_net_that_was_chosen_and_not_its_twin() -> None:
+    original = net("test_vit")
+    # A module of its own: refusals are remembered by it.
+    classifier = replace(original, title="The chosen net", module=original.rebuild())
+    twin = replace(next(iter(randomised(classifier, Randomisation("full", "moments")))), title="Its twin")
+    check = Check({"gradient": None, "guided_backprop": None}, Twin.of(twin), measures=("spearman_abs",))
+    found = check_randomisation(classifier, images(1, 160), check, digests=digests(1), twin=twin)
+    assert list(found.refused) == ["guided_backprop"]
+    assert "The chosen net" in found.refused["guided_backprop"]
+    assert "Its twin" not in found.refused["guided_backprop"]
+
+
 def test_another_class_is_asked_of_the_same_net() -> None:
     """The random-logit test against maps of the classes it draws; none of them is the predicted one."""
     classifier, x = net(), images(3, 160)
@@ -225,7 +237,14 @@ def test_another_class_is_asked_of_the_same_net() -> None:
         maps = explain(classifier, x, method="gradient", target=ClassTarget(classes), digests=digests(3)).maps
         expected = MEASURES["spearman_signed"](laid(mine), laid(maps)).numpy()
         np.testing.assert_allclose(found.scores[0, 0, draw, 0], expected, atol=2e-5)
+        if draw == 0:
+            first = int(own[0]), int(classes[0])
     assert len(np.unique(found.scores[0, 0])) == found.scores[0, 0].size
+    # The strip is of the first image under the first draw, and says which classes its maps explain.
+    frame = torch.zeros(3, 160, 160, dtype=torch.uint8)
+    strip = check_randomisation(classifier, x, check, digests=digests(3), frame=frame).strip
+    assert strip is not None
+    assert strip.explained == list(first)
 
 
 @pytest.mark.parametrize("target", ["original", "argmax"])

@@ -123,7 +123,7 @@ def _sanity(options: argparse.Namespace) -> None:
             {
                 "scores.csv": table.encode(),
                 "manifest.json": (json_text(written, indent=2) + "\n").encode(),
-                "strips.png": _strips(found),
+                "strips.png": _strips(found, classifier),
                 "maps.npz": report.archive(found, classifier, named),
             },
         )
@@ -135,16 +135,17 @@ def _sanity(options: argparse.Namespace) -> None:
         print(f"Wrote scores.csv, manifest.json, strips.png, maps.npz to {options.out}")
 
 
-def _strips(found: Checked) -> bytes:
+def _strips(found: Checked, classifier: Classifier) -> bytes:
     """The first picture's film strips as one PNG."""
     from salviz import filmstrip, methods
     from salviz.overlay import png
     from salviz.render import Display
+    from salviz.sanity import report
 
     assert found.strip is not None  # noqa: S101 - it was asked for
     titles = {method: methods.get(method).card.title for method in found.methods}
     choices = dict.fromkeys(titles, Display())
-    return png(filmstrip.sheet(found.strip, titles, range(len(found.strip.top)), choices))
+    return png(filmstrip.sheet(found.strip, titles, report.net_names(found, classifier.labels), choices))
 
 
 def _twin(options: argparse.Namespace) -> Classifier | None:

@@ -138,6 +138,10 @@ def no_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
     return 0.0
 
 
+def _nothing(classifier: Classifier, parameters: Mapping[str, Any]) -> float:
+    return 0.0
+
+
 @dataclass(frozen=True)
 class MethodCard:
     """What people and programs need to know of a method before running it.
@@ -156,6 +160,8 @@ class MethodCard:
         signed: Whether the raw map's sign means for and against.
         passes: Image passes for (parameters, input height and width), besides the prediction of the image itself:
             forwards and backwards both count one.
+        more: What an image costs on top with (classifier, parameters), in passes, where that depends on the net: an
+            estimate, made without the classifier's lock.
         parameters: Settings with the paper's defaults.
         explains_predicted: Whether the method finds the predicted class in its own first pass, so that the
             engine need not run one before it.
@@ -178,6 +184,7 @@ class MethodCard:
     scaling: Scaling
     signed: bool
     passes: Callable[[Mapping[str, Any], tuple[int, int]], float]
+    more: Callable[[Classifier, Mapping[str, Any]], float] = _nothing
     parameters: tuple[Parameter, ...] = ()
     explains_predicted: bool = False
     failures: str = ""
@@ -187,6 +194,15 @@ class MethodCard:
     stochastic: bool = False
     stream: str = ""
     shares: Callable[[Mapping[str, Any]], Hashable] = _alone
+
+    def cost(self, classifier: Classifier, parameters: Mapping[str, Any]) -> float:
+        """Passes that an image costs on a classifier, for an estimate of its time.
+
+        Args:
+            classifier: What is to be explained; not locked.
+            parameters: All of them.
+        """
+        return self.passes(parameters, classifier.preprocessing.input_size) + self.more(classifier, parameters)
 
     def check_parameters(self, given: Mapping[str, Any] | None) -> dict[str, Value]:
         """All parameters: defaults overlaid with `given`, checked.

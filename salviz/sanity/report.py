@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from salviz import __version__, methods
 from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.labels import Labels
 from salviz.classifiers.randomising import EVERYTHING, Randomisation
 from salviz.errors import RequestError
 from salviz.metrics import Score
@@ -80,6 +81,22 @@ def verdicts(found: Checked, measure: str) -> dict[str, list[str]]:
         for method in found.methods
         if method not in CALIBRATION
     }
+
+
+def net_names(found: Checked, labels: Labels) -> list[str]:
+    """What stands in each place of a strip that is there: the net; or the class, where one net is asked for another.
+
+    Args:
+        found: With a strip.
+        labels: Of the classifier.
+    """
+    strip = found.strip
+    assert strip is not None  # noqa: S101 - whoever asks draws it
+    known = len(strip.top)
+    if not isinstance(found.check.how, OtherClass):
+        return list(strip.places[:known])
+    ways = ("predicted", "drawn at random")[:known]
+    return [f"{labels.short(index)} ({way})" for way, index in zip(ways, strip.explained, strict=False)]
 
 
 def lines(found: Checked, classifier: Classifier, images: int) -> Iterator[str]:

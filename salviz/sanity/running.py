@@ -94,7 +94,7 @@ def check_randomisation(
     for part in parts:
         trained = _Trained(classifier, x[part], check, measures, digests[part], batch_size, counter)
         if strip is not None and part.start == 0:
-            strip.add(trained.native, trained.logits[0])
+            strip.add(trained.native, trained.logits[0], int(trained.classes[0]))
         found.itself[:, :, part], found.entropy[:, part], found.classes[part] = trained.itself()
         for draw in range(check.draws):
             others = interventions(
@@ -104,7 +104,7 @@ def check_randomisation(
                 where = (draw, place, part)
                 scores, entropies, spread, agrees, logits = trained.compare(net, target, f"{draw}|{place}")
                 if strip is not None and part.start == draw == 0:
-                    strip.add(trained.native, logits[0])
+                    strip.add(trained.native, logits[0], trained.explained(logits, target))
                 found.scores[:, :, draw, place, part] = scores
                 found.entropies[:, draw, place, part] = entropies
                 found.spread[where], found.agrees[where] = spread, agrees
@@ -137,12 +137,13 @@ def check_pictures(
 
 
 def _refused(check: Check, nets: Sequence[Classifier]) -> dict[str, str]:
-    """Why methods cannot explain all of these nets, by id."""
+    """Why methods cannot explain all of these nets, by id; in the words of the first that a method cannot explain."""
     found: dict[str, str] = {}
     for net in nets:
         with net.lock:
             reasons = {name: registry.get(name).refusal(net) for name in check.rows}
-        found |= {name: reason for name, reason in reasons.items() if reason is not None}
+        # A twin is refused for the same reason; the net that was chosen is the one a person knows.
+        found = {name: reason for name, reason in reasons.items() if reason is not None} | found
     return found
 
 
@@ -303,6 +304,15 @@ class _Trained:
         agrees = (logits.argmax(dim=1) == self.classes).float()
         entropies = np.stack([entropy(found[method]).cpu().numpy() for method in self.maps])
         return self._scores(found), entropies, spread.cpu().numpy(), agrees.cpu().numpy(), logits
+
+    def explained(self, logits: Tensor, target: Target | None) -> int:
+        """The class that the first image's maps explain.
+
+        Args:
+            logits: `(N, K)` of the net at hand.
+            target: Where the intervention decides.
+        """
+        return int((target or self.target).resolve(logits).classes[0])
 
     def _scores(self, others: Mapping[str, Tensor]) -> NDArray[np.float32]:
         """`(M, Q, N)`."""

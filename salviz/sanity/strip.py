@@ -23,11 +23,13 @@ class Strip:
         frame: `(3, H, W)` uint8, what the model sees.
         places: Names: `trained`, then the stages.
         top: For each net that is through, the most probable classes and their probabilities.
+        explained: For each net that is through, the class that its maps explain.
     """
 
     frame: Tensor
     places: tuple[str, ...]
     top: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    explained: list[int] = field(default_factory=list)
     _maps: dict[str, list[tuple[NDArray[np.float16], NDArray[np.float16], float, float]]] = field(default_factory=dict)
 
     @property
@@ -36,12 +38,13 @@ class Strip:
         kept = [part for row in self._maps.values() for found in row for part in found[:2]]
         return int(sum(part.nbytes for part in kept)) + self.frame.nbytes
 
-    def add(self, raw: dict[str, Tensor], logits: Tensor) -> None:
+    def add(self, raw: dict[str, Tensor], logits: Tensor, explained: int) -> None:
         """Take the next net's maps.
 
         Args:
             raw: `(h, w)` or `(C, h, w)` raw map at native resolution, by method.
             logits: `(K,)` of the net.
+            explained: The class that the maps explain.
         """
         for method, found in raw.items():
             evidence = methods.get(method).card.evidence
@@ -52,6 +55,8 @@ class Strip:
             self._maps.setdefault(method, []).append((kept[0][0], kept[1][0], kept[0][1], kept[1][1]))
         probabilities = logits.float().softmax(dim=0)
         best = probabilities.topk(min(TOP, len(probabilities)))
+        self.explained.append(explained)
+        # Last: whoever draws the strip meanwhile counts the nets by their predictions.
         self.top.append((best.indices.tolist(), best.values.tolist()))
 
     def map(self, method: str, place: int, *, is_signed: bool) -> NDArray[np.float32]:

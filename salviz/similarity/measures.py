@@ -77,6 +77,11 @@ class Measure:
         """Whether pixels can be left out."""
         return self.metric in _CORRELATIONS
 
+    @property
+    def smallest(self) -> int:
+        """Pixels along each side that maps must have."""
+        return SMALLEST if self.metric.startswith("hog") else 1
+
     def __call__(self, a: Tensor, b: Tensor, *, valid: Tensor | None = None) -> Tensor:
         """Similarity of pairs of raw maps.
 
@@ -90,9 +95,9 @@ class Measure:
         """
         x, y = self.prepared(a), self.prepared(b)
         channels = x.shape[1]
+        if min(x.shape[2:]) < self.smallest:
+            return x.new_full((len(x),), torch.nan)
         if self.metric.startswith("hog"):
-            if min(x.shape[2:]) < SMALLEST:
-                return x.new_full((len(x),), torch.nan)
             correlate = pearson if self.metric == "hog_pearson" else spearman
             return correlate(hog(x).unsqueeze(1), hog(y).unsqueeze(1))
         if self.metric in _CORRELATIONS:

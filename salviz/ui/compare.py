@@ -24,6 +24,9 @@ CHEAP, ALL = "compare.cheap", "compare.all"
 SUPPORT = "compare.support"
 
 _MAP_WIDTH = 232
+_BRANCHES, _CELL, _MATRIX, _NAMES = 80, 52, 640, 310
+"""Widths of the matrix's branches, of a cell, of all of it at the most, and of the names, in pixels, where there is
+room for them."""
 
 
 @dataclass
@@ -235,22 +238,30 @@ def agreement(view: View) -> None:
     measure = panels.choice("Agreement", {"spearman": "Spearman", "ssim": "SSIM"}, "alike")
     found = comparison.agreement
     values = found.spearman if measure == "spearman" else found.ssim
-    titles = [_title(view, row) for row in shown]
-    st.plotly_chart(
-        figures.agreement(titles, values.tolist(), found.tree(measure), measure=measure, theme=panels.theme()),
-        theme=None,
-        key="agreement",
-        config={"displayModeBar": False},
-        alt=f"{measure} of every pair of maps: "
-        + "; ".join(
-            f"{a} and {b} {panels.number(float(values[i, j]))}"
-            for i, a in enumerate(titles)
-            for j, b in enumerate(titles[:i])
-        ),
-    )
+    titles, tree = [_title(view, row) for row in shown], found.tree(measure)
+    # Names stand beside the matrix, each at its row; in a narrow window they go below it.
+    with st.container(horizontal=True, gap="small", key="matrix"):
+        st.plotly_chart(
+            figures.agreement(titles, values.tolist(), tree, measure=measure, theme=panels.theme()),
+            theme=None,
+            width=min(_MATRIX, _BRANCHES + _CELL * len(titles)),
+            key="agreement",
+            config={"displayModeBar": False},
+            alt=f"{measure} of every pair of maps: "
+            + "; ".join(
+                f"{a} and {b} {panels.number(float(values[i, j]))}"
+                for i, a in enumerate(titles)
+                for j, b in enumerate(titles[:i])
+            ),
+        )
+        with st.container(width=_NAMES, gap=None):
+            st.space(figures.MATRIX_TOP)
+            for number, place in enumerate(figures.matrix_order(len(titles), tree), start=1):
+                with st.container(height=figures.CELL, vertical_alignment="center", border=False):
+                    st.markdown(f"**{number}** {titles[place]}")
     st.caption(
-        "Each cell compares the maps of its row and column; branches join the most alike first, by one minus the "
-        "value in the cell. Flat maps are like no other and stand without a value."
+        "Each cell compares the maps of its row and column, whose numbers stand on the diagonal; branches join the "
+        "most alike first, by one minus the value in the cell. Flat maps are like no other and stand without a value."
     )
 
 

@@ -79,7 +79,7 @@ def exploring(request: Any, picture: Any, loaded: Any) -> Task:
     from salviz.exploring import SLOW_PASSES
 
     card = methods.get(request.method).card
-    passes = card.passes(request.settings, loaded.classifier.preprocessing.input_size)
+    passes = card.cost(loaded.classifier, request.settings)
     rows = 1 + len(request.variants) + len(request.changes)
     seconds: float = max(1.0, passes) * rows * loaded.seconds_per_pass
 

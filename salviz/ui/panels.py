@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 import streamlit as st
@@ -158,7 +159,32 @@ def choice(
     return str(next(iter(titles)) if found is None else found)
 
 
-def pick(label: str, titles: Mapping[str, str], key: str, *, meaning: str | None = None) -> str:
+WIDE = 320
+"""Pixels of a select box beside other controls: its label and the names in it stand in one line, on a phone too."""
+
+_LABEL = 26
+"""Pixels from the top of a control's label to the control."""
+
+
+@contextmanager
+def unlabelled() -> Iterator[None]:
+    """A place for a control without a label beside others that have one, at the height of theirs.
+
+    The row is aligned at its top, where the labels are: its controls are not of one height.
+    """
+    with st.container(width="content", gap=None):
+        st.space(_LABEL)
+        yield
+
+
+def pick(
+    label: str,
+    titles: Mapping[str, str],
+    key: str,
+    *,
+    meaning: str | None = None,
+    width: int | Literal["stretch"] = "stretch",
+) -> str:
     """A select box over ids, shown by their titles; see `choice`."""
     found = st.selectbox(
         label,
@@ -167,6 +193,7 @@ def pick(label: str, titles: Mapping[str, str], key: str, *, meaning: str | None
         key=key,
         help=meaning,
         persist_state="session",
+        width=width,
     )
     return str(found)
 
@@ -195,9 +222,20 @@ def explained(exploration: Any, name: Callable[[int], str]) -> tuple[str, str]:
 
 def completeness(exploration: Any) -> str:
     """How far a clean map is from adding up, and to what it should."""
-    error = format_value(float(exploration.completeness[0]))
-    of = "difference of the scores" if exploration.rivals is not None else exploration.request.output
-    return f"completeness error {error} (in units of the {of})"
+    from salviz import methods
+
+    error = float(exploration.completeness[0])
+    if not math.isfinite(error):
+        return "completeness error undefined"
+    whole = {"logit": "class's score (its logit)", "probability": "class's probability"}[exploration.request.output]
+    if exploration.rivals is not None:
+        whole = "difference of the two classes' scores"
+    # On a way from a blank picture the map shares out what the score gained.
+    if methods.get(exploration.request.method).card.family == "paths":
+        whole = f"change of the {whole}"
+    side = "less" if error < 0 else "more"
+    told = f"the map adds up to {format_value(abs(error))} {side} than the {whole}"
+    return f"completeness error {format_value(error)}: {told}"
 
 
 def flatness(exploration: Any) -> list[str]:

@@ -44,6 +44,33 @@ def chosen_pictures(pick: Pick) -> list[Picture]:
     return list({picture.digest: picture for picture in [pick.picture, *others]}.values())
 
 
+def measures(pick: Pick) -> dict[str, str]:
+    """Titles of the similarities that are defined for maps of the picked model."""
+    from salviz.similarity.measures import MEASURES
+
+    side = _side(pick)
+    return {name: known.title for name, known in MEASURES.items() if known.smallest <= side}
+
+
+def left_out(pick: Pick) -> str:
+    """Which similarities cannot be chosen, and why; empty where all can."""
+    from salviz.similarity.measures import MEASURES
+
+    side = _side(pick)
+    if all(known.smallest <= side for known in MEASURES.values()):
+        return ""
+    smallest = max(known.smallest for known in MEASURES.values())
+    return (
+        f"HOG cannot be chosen here: its cells of 16 pixels need pictures of at least {smallest} pixels a side, and "
+        f"this model takes {side}."
+    )
+
+
+def _side(pick: Pick) -> int:
+    """The shorter side of what the model takes, and so of the maps that are compared."""
+    return int(min(pick.loaded.classifier.preprocessing.input_size))
+
+
 def twin() -> None:
     """The choice of the net that learnt other labels."""
     model = st.session_state["model"]
@@ -64,6 +91,7 @@ def twin() -> None:
         key="other",
         persist_state="session",
         accept_new_options=True,
+        width=panels.WIDE,
         help="Any model's id: one that differs from the picked model in the labels of its training alone.",
     )
 

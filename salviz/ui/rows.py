@@ -149,7 +149,7 @@ def _seconds(chosen: Chosen, request: Request) -> float:
     if request.digest in session.rows():
         return 0.0
     loaded = chosen.loaded[request.weights]
-    passes = methods.get(request.method).card.passes(request.settings, loaded.classifier.preprocessing.input_size)
+    passes = methods.get(request.method).card.cost(loaded.classifier, request.settings)
     return float(max(1.0, passes) * max(1, chosen.top) * loaded.seconds_per_pass)
 
 

@@ -11,7 +11,7 @@ import streamlit as st
 from salviz.classifiers.choices import ORDERS
 from salviz.errors import SalvizError
 from salviz.metrics.randomisation import CALIBRATION
-from salviz.ui import follow, panels, randomising, stages
+from salviz.ui import follow, panels, randomising, stage, stages
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -95,14 +95,14 @@ def choose(pick: Pick) -> Chosen:
         help="The random map, which passes, and the edge map, which never moves, always stand beside them.",
     )
     chosen = Chosen()
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="top", key="controls"):
         test = panels.choice("What is randomised", randomising.TESTS, "test")
         if test == "weights":
-            panels.pick("Order in which stages are randomised", ORDERS, "order")
+            panels.pick("Order in which stages are randomised", ORDERS, "order", width=panels.WIDE)
         elif test == "labels":
             randomising.twin()
         panels.choice("Pictures", randomising.pictures(pick), "pictures")
-        with st.popover("Settings", icon=":material/settings:"):
+        with panels.unlabelled(), st.popover("Settings", icon=":material/settings:"):
             randomising.details(test)
     if pick.request is None or pick.picture is None or pick.loaded is None:
         return chosen
@@ -112,9 +112,9 @@ def choose(pick: Pick) -> Chosen:
     if not asked:
         return chosen
     from salviz.sanity import Check, checked_twin
-    from salviz.similarity.measures import MEASURES
 
-    if st.session_state["measure"] not in MEASURES:
+    measures = randomising.measures(pick)
+    if st.session_state["measure"] not in measures:
         st.session_state["measure"] = "spearman_abs"
     if test == "labels":
         chosen.twin = randomising.load_twin(pick, chosen.problems)
@@ -128,7 +128,7 @@ def choose(pick: Pick) -> Chosen:
             randomising.intervention(test, pick, chosen.twin),
             draws=1 if test == "labels" else int(now["draws"]),
             target=now["rule"],
-            measures=tuple(MEASURES),
+            measures=tuple(measures),
             skips_baseline=now["skip"],
             copies=int(now["copies"]),
             seed=pick.request.seed,
@@ -163,24 +163,36 @@ def status(view: View) -> None:
             cost = f"This will take about {follow.duration(followed.seconds)}; results come stage by stage."
             follow.offer(SLOT, followed, waiting=cost, name="The check")
             return
-        st.caption(_basis(followed.result, len(view.chosen.pictures)))
+        st.caption(_basis(view))
 
 
-def _basis(found: Checked, pictures: int) -> str:
+def _basis(view: View) -> str:
     """What the curves rest on."""
     from salviz.classifiers.randomising import Randomisation
     from salviz.sanity import Twin
 
+    found, pictures = view.found, len(view.chosen.pictures)
+    assert found is not None  # noqa: S101 - the page asked
     how = found.check.how
     if isinstance(how, Randomisation):
         what = f"{panels.counted(len(found.stages), 'net', 'nets')} with random weights"
     else:
-        what = f"Beside {panels.plain(how.title)}" if isinstance(how, Twin) else "Asked for another class"
+        what = f"Beside {panels.plain(how.title)}" if isinstance(how, Twin) else _asked(view)
     each = f", {found.check.draws} draws each" if found.check.draws > 1 else ""
     smooth = f", maps averaged over {found.check.copies} noisy copies" if found.check.copies > 1 else ""
     if pictures > 1:
         return f"{what}{each}{smooth}, {pictures} pictures; the strips show the first."
     return f"{what}{each}{smooth}, one picture: intervals need several."
+
+
+def _asked(view: View) -> str:
+    """Which class stands in for the predicted one, where it is one."""
+    found = view.found
+    assert found is not None and found.strip is not None and view.pick.loaded is not None  # noqa: S101, PT018
+    if len(view.chosen.pictures) > 1 or found.check.draws > 1:
+        return "Asked for another class, drawn at random"
+    predicted, drawn = (view.pick.loaded.classifier.labels.short(index) for index in found.strip.explained)
+    return panels.plain(f"Asked for {drawn}, drawn at random, instead of {predicted}")
 
 
 def empty(view: View) -> None:
@@ -201,5 +213,5 @@ def results(view: View) -> None:
         stages.strips(view)
     with right:
         stages.curves(view)
-    stages.slider(view)
+    stage.in_full(view)
     stages.table(view)

@@ -38,12 +38,13 @@ def method(loaded: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _cost(card: Any, loaded: Any) -> str:
-    """Passes with the paper's settings, for the size of the model's input."""
-    size = loaded.classifier.preprocessing.input_size if loaded is not None else (224, 224)
-    passes = round(card.passes(card.check_parameters(None), size))
+    """Passes with the paper's settings on the picked model."""
+    usual = card.check_parameters(None)
+    passes = round(card.passes(usual, (224, 224)) if loaded is None else card.cost(loaded.classifier, usual))
     if not passes:
         return "no pass through the model."
-    return f"{panels.counted(passes, 'pass', 'passes')} through the model an image, with the default settings."
+    about = "about " if loaded is not None and card.more(loaded.classifier, usual) else ""
+    return f"{about}{panels.counted(passes, 'pass', 'passes')} through the model an image, with the default settings."
 
 
 def _parameters(card: Any) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from salviz.metrics.randomisation import CALIBRATION
-from salviz.ui import display, drawn, follow, panels, state
+from salviz.ui import display, drawn, follow, panels, randomising, stage, state
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -41,7 +40,8 @@ def task(check: Check, pick: Pick, pictures: Sequence[Picture], twin: Any) -> fo
     loaded = pick.loaded
     classifier = loaded.classifier
     nets = len(stage_names(classifier, check.how))
-    once = passes(check.rows, classifier.preprocessing.input_size) * (1 + nets * check.draws)
+    more = [_card(name).more(classifier, _card(name).check_parameters(given)) for name, given in check.rows.items()]
+    once = (passes(check.rows, classifier.preprocessing.input_size) + sum(more)) * (1 + nets * check.draws)
     height, width = classifier.preprocessing.input_size
     compared = comparisons(check, len(pictures), nets) * height * width * _COMPARING_SECONDS
     seconds = float(once * check.copies * len(pictures) * loaded.seconds_per_pass) + compared
@@ -81,12 +81,13 @@ def strips(view: View) -> None:
     found = view.found
     assert found is not None and found.strip is not None  # noqa: S101, PT018 - the page asked
     places = _places(view)
+    every = stage.names(view)
+    names = [every[place] for place in places if place < len(every)]
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Film strips", anchor=False, width="stretch")
         display.controls(None)
-    names = [found.strip.places[place] for place in places]
-    some = "" if len(places) == len(found.strip.places) else f" ({len(places)} of {len(found.strip.places)} nets)"
-    st.caption(f"Each map on its own scale, from left to right{some}: {', '.join(names)}.")
+    shown = panels.plain(", ".join(names))
+    st.caption(f"Each map on its own scale, from left to right: {shown}.{_missing(view, len(names))}")
     measure = _measure()
     told = _verdicts(view, measure)
     for method, title in view.titles().items():
@@ -101,6 +102,16 @@ def strips(view: View) -> None:
         width: Any = "stretch" if len(places) > _FEW else _WIDE * len(places)
         st.image(content, width=width, alt=f"{title}: maps of {', '.join(names)}")
     state.write_url()
+
+
+def _missing(view: View, shown: int) -> str:
+    """How many nets a strip leaves out, because they would be too many or are not there."""
+    assert view.found is not None and view.found.strip is not None  # noqa: S101, PT018 - the page asked
+    count, known = len(view.found.strip.places), len(view.found.strip.top)
+    if known < count:
+        is_running = view.followed is not None and view.followed.state == "running"
+        return f" {known} of {count} nets so far." if is_running else f" Only {known} of {count} nets were computed."
+    return f" These are {shown} of {count} nets." if shown < count else ""
 
 
 def _card(method: str) -> Any:
@@ -124,6 +135,7 @@ def _verdicts(view: View, measure: str) -> dict[str, list[str]]:
 def curves(view: View) -> None:
     """Similarity along the stages, with the calibration lines."""
     from salviz import figures, methods
+    from salviz.figures import curves as drawing
     from salviz.sanity import OtherClass
     from salviz.similarity.measures import MEASURES
 
@@ -131,93 +143,38 @@ def curves(view: View) -> None:
     assert found is not None  # noqa: S101 - the page asked
     st.subheader("How alike the maps stay", anchor=False)
     before = _measure()
-    measure = panels.pick("Similarity", {name: known.title for name, known in MEASURES.items()}, "measure")
+    measure = panels.pick("Similarity", randomising.measures(view.pick), "measure")
     if measure != before:
         # The verdicts beside the strips are of this similarity.
         st.rerun()
-    st.caption(MEASURES[measure].meaning)
+    missing = randomising.left_out(view.pick)
+    st.caption(MEASURES[measure].meaning + (f" {missing}" if missing else ""))
     order = list(methods.METHODS)
     colours = {method: figures.method_colour(_card(method).family, order.index(method)) for method in found.methods}
-    stage = st.session_state["stage"]
-    current = found.stages.index(stage) if stage in found.stages else None
     known = {method: found.curve(method, measure) for method in found.methods}
-    figure = figures.randomisation(
-        found.stages, known, colours, view.titles(), current=current, measure=MEASURES[measure].title,
-        theme=panels.theme(),
-    )  # fmt: skip
+    title = MEASURES[measure].title
+    if len(found.stages) > 1:
+        chosen = st.session_state["stage"]
+        current = found.stages.index(chosen) if chosen in found.stages else None
+        figure = drawing.randomisation(
+            found.stages, known, colours, view.titles(), current=current, measure=title, theme=panels.theme()
+        )
+    else:
+        figure = drawing.intervals(known, colours, view.titles(), measure=title, theme=panels.theme())
+    where = "along the stages; at the last one" if len(found.stages) > 1 else "of the two maps:"
     last = {method: panels.number(curve.stages[-1].value) for method, curve in known.items()}
     st.plotly_chart(
         figure,
         theme=None,
         key="curves",
         config={"displayModeBar": False},
-        alt=f"{MEASURES[measure].title} along the stages; at the last one "
-        + ", ".join(f"{view.titles()[method]} {value}" for method, value in last.items()),
+        alt=f"{title} {where} " + ", ".join(f"{view.titles()[method]} {value}" for method, value in last.items()),
     )
     what = "class that is asked for" if isinstance(found.check.how, OtherClass) else "net"
     st.caption(
         f"A method that explains the net lets its maps change with the {what}. A map of the picture's edges never "
         "moves; a random map is drawn anew each time. Both stand in grey."
     )
-    state.write_url()
-
-
-def _instead(view: View, stage: str) -> str:
-    """What stands in the trained net's place at a stage."""
-    from salviz.classifiers.randomising import Randomisation
-
-    assert view.found is not None  # noqa: S101 - the page asked
-    return f"Random: {stage}" if isinstance(view.found.check.how, Randomisation) else panels.plain(stage)
-
-
-@st.fragment
-def slider(view: View) -> None:
-    """One stage in full: its map over the picture, and what the net predicts."""
-    from salviz.sanity import OtherClass, is_cumulative
-
-    found, picked = view.found, view.pick
-    assert found is not None and found.strip is not None and picked.loaded is not None  # noqa: S101, PT018
-    strip, labels = found.strip, picked.loaded.classifier.labels
-    places = list(strip.places)
-    st.subheader("One stage at a time", anchor=False)
-    titles = {method: title for method, title in view.titles().items() if method not in CALIBRATION}
-    if st.session_state["shown"] not in titles:
-        st.session_state["shown"] = next(iter(titles))
-    if st.session_state["stage"] not in places:
-        st.session_state["stage"] = places[0]
-    method = panels.pick("Method", titles, "shown")
-    stage = st.select_slider(
-        "Random up to" if is_cumulative(found.check.how) else "Instead of the trained net",
-        places,
-        key="stage",
-        format_func=lambda name: "nothing yet" if name == "trained" else name,
-        persist_state="session",
-    )
-    place = places.index(stage)
-    if place >= len(strip.top):
-        st.caption(f"The maps at {stage} are not computed yet.")
-        return
-    choices = display.chosen(_card(method))
-    columns = st.columns([1, 1, 1.2])
-    other = _instead(view, stage) if place else "The same: move the slider"
-    for column, start, caption in ((columns[0], 0, "Trained"), (columns[1], place, other)):
-        with column:
-            content = drawn.stage(view.key, method, start, choices, strip)
-            st.image(content, caption=caption, width="stretch", alt=f"{titles[method]}: {caption}")
-    classes, probabilities = strip.top[place]
-    with columns[2]:
-        st.markdown("**This net predicts**")
-        for index, probability in zip(classes, probabilities, strict=True):
-            st.progress(min(1.0, probability), text=f"{panels.plain(labels.short(index))}  {probability:.2f}")
-        if place:
-            measure = _measure()
-            # Of the picture that is shown, whatever the others say.
-            where = found.methods.index(method), found.check.measures.index(measure), 0, place - 1, 0
-            told = f"Similarity with the trained net's map {panels.number(float(found.scores[where]))}."
-            if not isinstance(found.check.how, OtherClass):
-                spread = float(found.spread[0, place - 1, 0])
-                told += f" The logits spread {spread:.2g} times as wide as the trained net's."
-            st.caption(told)
     state.write_url()
 
 
@@ -261,7 +218,7 @@ def table(view: View) -> None:
                     "All similarities (CSV)",
                     lambda: report.scores_csv(found, names).encode(),
                 ),
-                "png": ("Film strips (PNG)", partial(_sheet, found.strip, titles, choices)),
+                "png": ("Film strips (PNG)", partial(_sheet, found.strip, titles, stage.names(view), choices)),
                 "npz": ("Maps (NPZ)", lambda: report.archive(found, classifier, images)),
                 "json": (
                     "Manifest (JSON)",
@@ -279,9 +236,9 @@ def _file(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.casefold()).strip("-") or "picture"
 
 
-def _sheet(strip: Strip, titles: Mapping[str, str], choices: Mapping[str, Display]) -> bytes:
+def _sheet(strip: Strip, titles: Mapping[str, str], names: Sequence[str], choices: Mapping[str, Display]) -> bytes:
     """The film strips of all methods as one picture."""
     from salviz import filmstrip
     from salviz.overlay import png
 
-    return png(filmstrip.sheet(strip, titles, range(len(strip.top)), choices))
+    return png(filmstrip.sheet(strip, titles, names, choices))

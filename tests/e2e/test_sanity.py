@@ -26,7 +26,7 @@ def test_a_cold_deep_link_checks_and_the_link_comes_back(server: Server, open_pa
     for title in ("Gradient", "Grad-CAM", "Random (control)", "Edge detector (control)"):
         expect(page.get_by_role("img", name=f"{title}: maps of trained, all")).to_be_visible()
     expect(page.get_by_role("img", name="Gradient: Random: all")).to_be_visible()
-    expect(page.get_by_text("The logits spread")).to_be_visible()
+    expect(page.get_by_text("Its class scores (logits) spread")).to_be_visible()
     assert fields(page) == {"checked": "gradient,grad_cam", "order": "full", "stage": "all", "measure": "top_k"}
     page.get_by_text("Numbers", exact=True).click()
     expect(page.get_by_text("Efficient MPRT")).to_be_visible()
@@ -50,6 +50,19 @@ def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None
     is_complete(page, "1 net with random weights")
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
     screenshot(page, "sanity-narrow-dark", whole=True)
+
+
+def test_labels_of_controls_in_a_row_stand_at_one_height(server: Server, open_page: Open) -> None:
+    """Beside select boxes, which are higher than the rest, and a button without a label."""
+    page = open_page(f"{server.url}/{FEW}")
+    is_complete(page, "1 net with random weights")
+    row = page.locator(".st-key-controls")
+    tops = [label.bounding_box()["y"] for label in row.get_by_test_id("stWidgetLabel").all()]
+    assert len(tops) == 3
+    assert max(tops) - min(tops) < 1
+    box = row.get_by_test_id("stSelectbox").bounding_box()
+    settings = row.get_by_role("button", name="Settings").bounding_box()
+    assert abs(box["y"] + box["height"] - settings["y"] - settings["height"]) <= 3
 
 
 @pytest.mark.slow

@@ -348,6 +348,23 @@ def test_masks_span_zero_to_one() -> None:
     assert (mask[1] == 0).all()
 
 
+def test_the_estimate_of_ablation_cam_counts_a_transformers_head() -> None:
+    """The last of its blocks runs once a channel; behind a convolutional net's last layer there is next to nothing."""
+    card = methods.get("ablation_cam").card
+    vit, cnn = timm_model("test_vit"), timm_model("test_resnet")
+    depth, width = len(vit.module.blocks), vit.module.embed_dim
+    usual = card.check_parameters(None)
+    assert card.cost(vit, usual) == 1 + width / depth
+    assert card.cost(vit, card.check_parameters({"channels": 4})) == 1 + 4 / depth
+    assert card.cost(vit, card.check_parameters({"layer": "blocks.0.norm1"})) == 1 + width
+    assert card.cost(cnn, usual) == 1
+    # What is told afterwards is what was promised; other methods cost their passes.
+    found = explain(vit, images(2, 160), "ablation_cam", [3, 1])
+    assert found.passes == 2 * card.cost(vit, usual)
+    gradient = methods.get("gradient").card
+    assert gradient.cost(vit, {}) == gradient.passes({}, (160, 160)) == 2
+
+
 @pytest.mark.parametrize("method", ["score_cam", "ablation_cam"])
 def test_few_channels_are_the_strongest(method: str) -> None:
     classifier, x = timm_model("test_resnet"), images(2, 160)

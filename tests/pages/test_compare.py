@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from salviz.methods import METHODS
-from salviz.ui import follow, session
+from salviz.ui import follow, panels, session
 from tests.pages.conftest import ROOT, TIMEOUT
 
 Open = Callable[..., AppTest]
@@ -50,6 +51,18 @@ def test_the_first_visit_compares_cheap_methods_and_controls(compare: Open) -> N
     assert "Who agrees with whom" in [header.value for header in app.subheader]
     assert texts(app).count("with the row above: Spearman") == len(titles) - 1
     assert "rows in" in texts(app)
+
+
+def test_the_matrix_is_numbered_and_its_names_stand_in_the_same_order(compare: Open) -> None:
+    app = compare(methods="edge,gradient,grad_cam,input_x_gradient")
+    titles = ["Edge detector (control)", "Gradient", "Grad-CAM", "Input × gradient"]
+    assert row_titles(app) == titles
+    named = [line.value for line in app.markdown if line.value[2:3].isdigit()]
+    assert [line.split("** ")[0] for line in named] == ["**1", "**2", "**3", "**4"]
+    names = [line.split("** ")[1] for line in named]
+    assert sorted(names) == sorted(titles)
+    # The alike stand together.
+    assert abs(names.index("Gradient") - names.index("Input × gradient")) == 1
 
 
 def test_only_chosen_methods_stand_in_rows_and_the_link_holds_them(compare: Open, tiny: str) -> None:
@@ -170,3 +183,21 @@ def test_what_works_on_the_model_is_told_when_opened(compare: Open, tiny_vit: st
     assert "blocks.5.norm1" in rows["Grad-CAM"] or "norm1" in rows["Grad-CAM"]
     assert "refused" in rows["Guided backprop"]
     assert "fails" not in table.replace("Known failures", "")
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "output", "rivals", "told"),
+    [
+        ("lrp", -9.25, "logit", None, "completeness error −9.25: the map adds up to 9.25 less than the class's score"),
+        ("lrp", 0.5, "probability", None, "the map adds up to 0.5 more than the class's probability"),
+        ("integrated_gradients", 0.5, "logit", None, "0.5 more than the change of the class's score (its logit)"),
+        ("lrp", 0.5, "logit", [3], "0.5 more than the difference of the two classes' scores"),
+        ("lrp", float("nan"), "logit", None, "completeness error undefined"),
+    ],
+)
+def test_a_completeness_error_says_what_the_map_should_add_up_to(
+    method: str, error: float, output: str, rivals: list[int] | None, told: str
+) -> None:
+    request = SimpleNamespace(method=method, output=output)
+    found = panels.completeness(SimpleNamespace(completeness=[error], request=request, rivals=rivals))
+    assert told in found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,21 @@ _VERSIONS = 4
 """Versions of an activation in one run of the head, in multiples of the images in a pass: a head needs less memory."""
 
 
+def _head_passes(classifier: Classifier, parameters: Mapping[str, Any]) -> float:
+    """What running the head a channel comes to, in passes of the whole net, for a stack of transformer blocks.
+
+    There the head is a block or more of a dozen, and it runs once a channel. After a convolutional net's last layer it
+    is next to nothing.
+    """
+    blocks, width = getattr(classifier.module, "blocks", None), getattr(classifier.module, "embed_dim", None)
+    if not isinstance(blocks, Sized) or not isinstance(width, int):
+        return 0.0
+    depth, layer = len(blocks), str(parameters["layer"])
+    place = layer.split(".")[1] if layer.startswith("blocks.") else ""
+    behind = depth - int(place) if place.isdecimal() else 1
+    return min(int(parameters["channels"]) or width, width) * behind / depth
+
+
 @register(
     MethodCard(
         id="ablation_cam",
@@ -35,6 +51,7 @@ _VERSIONS = 4
         scaling="minmax",
         signed=True,
         passes=one_pass,
+        more=_head_passes,
         parameters=(LAYER, CHANNELS),
         explains_predicted=True,
         failures="Channels that can stand in for each other all look unimportant, because one is removed at a time.",
@@ -57,7 +74,7 @@ def ablation_cam(
 
     The paper divides each loss by the score. That is one factor for the whole map, and turns it round where the score
     is negative, so it is left out. Of a transformer's tokens only those of the map lose the channel, not the class
-    token. Runs of the head alone are not counted as passes: after a layer near the end a thousand of them cost a few.
+    token. Runs of the head alone are no steps of progress; what they come to is estimated (see `_head_passes`).
     Where the head is an average and a linear layer none is needed: a channel's loss is its average times its weight.
     """
     where = target_layer(classifier, layer or None)
@@ -73,7 +90,8 @@ def ablation_cam(
     activation = where.channel_maps(head.activation)
     chosen = strongest(activation.float(), channels)
     losses = _losses(head, where, target.resolve(head.logits), chosen, work)
-    return Attribution(weighted_sum(activation.float(), losses, chosen), head.logits)
+    passes = 1.0 + _head_passes(classifier, {"layer": layer, "channels": channels})
+    return Attribution(weighted_sum(activation.float(), losses, chosen), head.logits, passes=passes)
 
 
 def _losses(head: Head, where: TargetLayer, target: ClassTarget, chosen: Tensor, work: Work) -> Tensor:

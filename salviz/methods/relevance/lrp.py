@@ -171,7 +171,8 @@ def _refusal(classifier: Classifier) -> str | None:
         ),
         explains_predicted=True,
         failures="The map depends on the rules as much as on the net; rules that favour positive weights hardly depend "
-        "on the class. Biases can keep most of the score: the completeness error says how much.",
+        "on the class. Biases can keep most of the score to themselves; the completeness error beside a map says how "
+        "much.",
         refusal=_refusal,
         needs="layers that have a rule",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,49 +11,78 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from salviz.methods import METHODS
 from salviz.metrics import Score
-from salviz.metrics.randomisation import CALIBRATION
 from salviz.overlay import decimals
 
 if TYPE_CHECKING:
     from salviz.comparison import Tree
-    from salviz.metrics.randomisation import Curve
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a theme; kept and changed differ in lightness as well as hue."""
+    """Colours of a theme; kept and changed differ in lightness as well as hue, and the ground is the page's."""
 
     text: str
     muted: str
     grid: str
     kept: str
     changed: str
+    ground: str
 
 
 PALETTES: dict[str, Palette] = {
-    "light": Palette("#1b1f24", "#5b6470", "#e3e6ea", "#1d5fa8", "#c2570c"),
-    "dark": Palette("#e8eaed", "#a4acb7", "#333940", "#7db4ec", "#f2a65a"),
+    "light": Palette("#1b1f24", "#5b6470", "#e3e6ea", "#1d5fa8", "#c2570c", "#ffffff"),
+    "dark": Palette("#e8eaed", "#a4acb7", "#333940", "#7db4ec", "#f2a65a", "#121417"),
 }
 
-# A method has one colour everywhere; its family gives the hue, its place in the family the lightness.
-FAMILY_HUES = {
-    "gradients": 210,
-    "paths": 265,
-    "class activation maps": 20,
-    "perturbation": 150,
-    "optimised masks": 185,
-    "relevance": 330,
-    "attention": 55,
-    "controls": 0,
+METHOD_COLOURS = ("#3ca5f0", "#a5a50f", "#e178b4", "#006987", "#8769c3", "#c3693c", "#785a00", "#2d9678")
+"""Blue, olive, pink, teal, violet, rust, brown, green: on white and on near-black, and for colour-blind people too, any
+two of them are further apart than the closest of Okabe and Ito's eight (found by search; a test measures it)."""
+
+# A method has one colour everywhere. Methods of a family go round the palette, so that eight of them differ: one hue in
+# eight shades cannot be told apart as lines. Each family begins where its first and most used methods meet no others'.
+_FAMILY_STARTS = {
+    "gradients": 7,
+    "paths": 6,
+    "class activation maps": 5,
+    "perturbation": 1,
+    "optimised masks": 3,
+    "relevance": 6,
+    "attention": 1,
 }
+_GREY = "#8a8f98"
 
 
 def method_colour(family: str, place: int) -> str:
-    """CSS colour of the method at `place` (0-based) in its family; controls are grey."""
-    lightness = 36 + 9 * (place % 5)
-    saturation = 0 if family == "controls" else 58
-    return f"hsl({FAMILY_HUES[family]},{saturation}%,{lightness}%)"
+    """CSS colour of a method, the same in both themes; controls are grey.
+
+    Args:
+        family: Its family.
+        place: Among all methods (0-based).
+    """
+    if family == "controls":
+        return _GREY
+    first = next(i for i, method in enumerate(METHODS.values()) if method.card.family == family)
+    return METHOD_COLOURS[(_FAMILY_STARTS[family] + place - first) % len(METHOD_COLOURS)]
+
+
+DASHES = ("solid", "dashdot", "longdash", "longdashdot")
+"""Of lines of one colour: more methods than the palette has colours, or two of different families."""
+
+
+def dashes(colours: Mapping[str, str]) -> dict[str, str]:
+    """A dash for each method of a chart: solid, but for those whose colour another one before it has.
+
+    Args:
+        colours: CSS colour of each method, in their order.
+    """
+    seen: Counter[str] = Counter()
+    found = {}
+    for method, colour in colours.items():
+        found[method] = DASHES[seen[colour] % len(DASHES)]
+        seen[colour] += 1
+    return found
 
 
 def layout(palette: Palette, height: int) -> dict[str, object]:
@@ -174,7 +204,10 @@ def similarity_against_magnitude(
     return figure
 
 
-_CELL = 34
+CELL = 34
+"""Pixels of a row of the matrix: names beside it stand in lines of this height."""
+MATRIX_TOP = 32
+"""Pixels above its first row."""
 
 
 def agreement(
@@ -185,7 +218,10 @@ def agreement(
     measure: str,
     theme: str,
 ) -> go.Figure:
-    """Pairwise agreement of maps as a matrix beside its dendrogram.
+    """Pairwise agreement of maps as a matrix beside its dendrogram, its rows and columns numbered.
+
+    Numbers stand on the diagonal, where a map would be compared with itself; names stand beside the matrix or below
+    it (see `matrix_order`), since beside cells that can be read a phone has no room for them.
 
     Args:
         titles: R names.
@@ -195,15 +231,16 @@ def agreement(
         theme: `light` or `dark`.
     """
     palette = PALETTES[theme]
-    order = list(range(len(titles))) if tree is None else list(tree.order)
-    cells = [[values[i][j] for j in order] for i in order]
+    order = matrix_order(len(titles), tree)
+    cells = [[math.nan if i == j else values[i][j] for j in order] for i in order]
     shown = [[None if math.isnan(value) else value for value in row] for row in cells]
     names = [titles[i] for i in order]
-    figure = make_subplots(cols=2, shared_yaxes=True, column_widths=[0.14, 0.86], horizontal_spacing=0.004)
-    for places, heights in () if tree is None else tree.branches:
+    places = list(range(len(names)))
+    figure = make_subplots(cols=2, shared_yaxes=True, column_widths=[0.12, 0.88], horizontal_spacing=0.004)
+    for rows, heights in () if tree is None else tree.branches:
         figure.add_trace(
             go.Scatter(
-                x=[-height for height in heights], y=places, mode="lines", hoverinfo="skip",
+                x=[-height for height in heights], y=rows, mode="lines", hoverinfo="skip",
                 line={"color": palette.muted, "width": 1.5},
             ),
             row=1, col=1,
@@ -211,97 +248,40 @@ def agreement(
     label = "Spearman" if measure == "spearman" else "SSIM"
     figure.add_trace(
         go.Heatmap(
-            z=shown, x=list(range(len(names))), y=list(range(len(names))), zmin=-1, zmax=1, colorscale="RdBu_r",
+            z=shown, x=places, y=places, zmin=-1, zmax=1, colorscale="RdBu_r",
             xgap=1, ygap=1, text=[["" if v is None else decimals(v) for v in row] for row in shown],
-            texttemplate="%{text}", customdata=[[f"{a} and {b}" for b in names] for a in names],
+            texttemplate="%{text}", textfont={"size": 13 if len(names) <= _ROOMY else 11},
+            customdata=[[f"{a} and {b}" for b in names] for a in names],
             hovertemplate="%{customdata}: " + label + " %{z:.2f}<extra></extra>", hoverongaps=False, showscale=False,
         ),
         row=1, col=2,
     )  # fmt: skip
-    # Numbered names run down the right, the numbers along the top: slanted names would leave a phone no room for cells.
-    longest = max(len(name) for name in names)
-    figure.update_layout(**layout(palette, _CELL * len(names) + 40))
-    figure.update_layout(margin={"l": 8, "r": round(6.2 * longest) + 32, "t": 32, "b": 8})
-    axis = {"tickvals": list(range(len(names))), "showgrid": False, "fixedrange": True, "ticks": ""}
-    numbers = [str(place) for place in range(1, len(names) + 1)]
-    numbered = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
+    for place in places:
+        figure.add_annotation(
+            x=place, y=place, text=f"<b>{place + 1}</b>", showarrow=False, hovertext=names[place], row=1, col=2
+        )
+    figure.update_layout(**layout(palette, CELL * len(names) + MATRIX_TOP + 8))
+    figure.update_layout(margin={"l": 0, "r": 0, "t": MATRIX_TOP, "b": 8})
+    ends = len(names) - 0.5
+    axis = {"tickvals": places, "showgrid": False, "fixedrange": True, "ticks": "", "zeroline": False}
     figure.update_xaxes(visible=False, fixedrange=True, row=1, col=1)
-    figure.update_yaxes(**axis, autorange="reversed", showticklabels=False, zeroline=False, row=1, col=1)
-    figure.update_xaxes(**axis, ticktext=numbers, tickangle=0, side="top", zeroline=False, row=1, col=2)
-    figure.update_yaxes(**axis, ticktext=numbered, side="right", showticklabels=True, zeroline=False, row=1, col=2)
+    figure.update_yaxes(**axis, range=[ends, -0.5], showticklabels=False)
+    numbers = [str(place + 1) for place in places]
+    figure.update_xaxes(**axis, range=[-0.5, ends], ticktext=numbers, tickangle=0, side="top", row=1, col=2)
     return figure
 
 
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "hexagon")
-"""What tells methods of one family, and so of one hue, apart."""
+_ROOMY = 8
+"""Rows up to which a phone has room for digits of the usual size."""
 
 
-def randomisation(
-    stages: Sequence[str],
-    curves: Mapping[str, Curve],
-    colours: Mapping[str, str],
-    titles: Mapping[str, str],
-    *,
-    current: int | None,
-    measure: str,
-    theme: str,
-) -> go.Figure:
-    """Similarity with the trained net's map along the stages, with intervals and the calibration lines.
+def matrix_order(count: int, tree: Tree | None) -> list[int]:
+    """Which of so many maps each row of the matrix is."""
+    return list(range(count)) if tree is None else list(tree.order)
 
-    Args:
-        stages: Names of the randomised nets, in their order.
-        curves: By method; `random` and `edge` are drawn as calibration lines.
-        colours: CSS colour of each method.
-        titles: Name of each method.
-        current: Index of the stage that the slider stands on; None for the trained net.
-        measure: Title of the similarity.
-        theme: `light` or `dark`.
-    """
-    palette = PALETTES[theme]
-    figure = go.Figure()
-    places = list(range(len(stages)))
-    for number, (method, curve) in enumerate(curves.items()):
-        values = [None if math.isnan(score.value) else score.value for score in curve.stages]
-        is_line = method in CALIBRATION
-        known = [i for i in places if not is_line and not math.isnan(curve.stages[i].low)]
-        if len(known) > 1:
-            figure.add_trace(
-                go.Scatter(
-                    x=[*known, *known[::-1]],
-                    y=[*(curve.stages[i].high for i in known), *(curve.stages[i].low for i in known[::-1])],
-                    fill="toself", mode="none", hoverinfo="skip", showlegend=False, opacity=0.18,
-                    fillcolor=colours[method], legendgroup=method,
-                )
-            )  # fmt: skip
-        figure.add_trace(
-            go.Scatter(
-                x=places, y=values, name=titles[method],
-                mode="lines" if is_line and len(stages) > 1 else "lines+markers",
-                legendgroup=method, connectgaps=False,
-                line={"color": palette.muted if is_line else colours[method], "width": 1.5 if is_line else 2,
-                      "dash": {"random": "dot", "edge": "dash"}.get(method, "solid")},
-                # Methods of one family have one hue: the symbol tells them apart.
-                marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
-                error_y=whiskers(curve.stages[0]) if known == [0] else None,
-                customdata=[
-                    [stages[i], f"{score.undefined} undefined" if score.undefined else ""]
-                    for i, score in enumerate(curve.stages)
-                ],
-                hovertemplate=titles[method] + ", %{customdata[0]}: %{y:.2f} %{customdata[1]}<extra></extra>",
-            )
-        )  # fmt: skip
-    if current is not None:
-        figure.add_vline(x=current, line={"color": palette.muted, "width": 1, "dash": "dot"})
-    figure.update_layout(**layout(palette, 460))
-    legend(figure, bottom=96)
-    figure.update_xaxes(
-        tickvals=places, ticktext=[_shortened(name) if len(stages) > 1 else name for name in stages],
-        tickangle=-60 if len(stages) > 1 else 0, showgrid=False, fixedrange=True, zeroline=False,
-    )  # fmt: skip
-    figure.update_yaxes(
-        title=measure, gridcolor=palette.grid, zerolinecolor=palette.muted, fixedrange=True, range=_range(curves)
-    )
-    return figure
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
+"""What tells methods of one colour apart, and all of them in a print without colours."""
 
 
 def whiskers(*scores: Score) -> dict[str, Any]:
@@ -313,14 +293,3 @@ def whiskers(*scores: Score) -> dict[str, Any]:
         "array": [score.high - score.value if has else 0.0 for has, score in pairs],
         "arrayminus": [score.value - score.low if has else 0.0 for has, score in pairs],
     }  # fmt: skip
-
-
-def _range(curves: Mapping[str, Curve]) -> list[float]:
-    """From below the smallest value, or 0, to a little above 1."""
-    low = [score.value for curve in curves.values() for score in curve.stages if not math.isnan(score.value)]
-    return [min([0.0, *low]) - 0.05, 1.05]
-
-
-def _shortened(name: str, most: int = 16) -> str:
-    """The end of a module's name, which tells more than its beginning."""
-    return name if len(name) <= most else "…" + name[1 - most :]
