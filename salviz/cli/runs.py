@@ -112,6 +112,10 @@ def _run(options: argparse.Namespace) -> None:
     folder = RunFolder(options.out)
     # What is not installed is told before anything is begun.
     engine, store = _engine(options), _store(options)
+    if folder.exists and folder.spec != spec:
+        print(
+            f"{folder.path} held another run: of its results those that belong to this one are used.", file=sys.stderr
+        )
     begin(spec, folder, _options(options), accepts_changes=options.accept_changes)
     if options.prepare:
         print(f"{len(folder.plan)} shards of {len(folder.sample)} pictures to make in {folder.path}")
@@ -270,7 +274,12 @@ def _status(options: argparse.Namespace) -> None:
 def _cancel(options: argparse.Namespace) -> None:
     from salviz.runs.folder import RunFolder
 
-    RunFolder.existing(options.folder).cancel()
+    folder = RunFolder.existing(options.folder)
+    if folder.status().is_complete:
+        print("The run is complete; there is nothing to cancel.")
+        return
+    folder.cancel()
+    print(f"Whoever works on it stops after the pass at hand; salviz resume {folder.path} goes on.")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -120,7 +120,7 @@ class Counts:
 
     def step(self, done: int, total: int) -> None:
         """A pass of it more."""
-        self.told(self.done, self.total, f"{self.what}, step {done} of {total}")
+        self.told(self.done, self.total, f"{self.what}, pass {done:,} of {total:,}")
 
     def add(self, count: int) -> None:
         """So many explanations more."""
@@ -180,7 +180,8 @@ class Bench:
         classifier, items = self._load(first.model)
         part = items[first.first : first.first + first.count]
         measure, spec = measures.get(first.metric), self.spec
-        counts.begin(f"{classifier.title}, {measure.title}, from picture {first.first + 1}")
+        where = f"{classifier.title}, {measure.title}, picture"
+        counts.begin(f"{where} {first.first + 1}")
         how = measure.settings(spec.metrics[first.metric])
         started = time.perf_counter()
 
@@ -205,6 +206,8 @@ class Bench:
                 for method, more in found.items():
                     rows[method] += more
                     counts.add(len({row.place for row in more}))
+                there = {row.place for more in rows.values() for row in more}
+                counts.what = f"{where} {min(first.first + len(there) + 1, first.first + first.count)}"
         failed = sum(row.error is not None for more in rows.values() for row in more)
         tables = {shard: table.table(shard.model, shard.method, shard.metric, rows[shard.method]) for shard in group}
         maps = {shard: kept.content(shard.method) for shard in group if kept.has(shard.method)}

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import salviz
-from salviz import methods
+from salviz import engine, methods
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.labels import Labels
 from salviz.request import precision_of
 from salviz.runs import measures
 from salviz.runs.measures import Item
 from salviz.runs.spec import Spec
+from salviz.transforms import named_variants
 
 Settings = Mapping[str, Any]
 
@@ -83,6 +84,30 @@ def label_of(given: int | str | None, labels: Labels) -> int | None:
         if not wanted.isdisjoint((name.casefold(), *name.casefold().split(", "), labels.short(index).casefold()))
     ]
     return found[0] if len(found) == 1 else None
+
+
+_GROUP_PASSES = 4000.0
+_NETS = 20
+"""Nets of a randomisation, about: how many there are depends on the classifier."""
+
+
+def fitting_group(methods_: Mapping[str, Settings], metrics: Mapping[str, Settings], most: int = 16) -> int:
+    """Pictures in a group: what somebody loses who stops a run is less than a group, so dear methods get small ones.
+
+    Args:
+        methods_: Settings by method id.
+        metrics: Settings by metric id.
+        most: Pictures.
+    """
+    maps = 0
+    for name, given in metrics.items():
+        how = {**measures.get(name).defaults, **given}
+        if name == "cose":
+            maps += 1 + len(named_variants(how["augmentations"], 0, "")) + len(how["changes"])
+        else:
+            maps += 1 + _NETS * int(how.get("draws", 1))
+    each = maps * engine.passes(methods_, (224, 224))
+    return max(1, min(most, int(_GROUP_PASSES / each))) if each else most
 
 
 def shards(spec: Spec, classifier: Classifier, items: Sequence[Item]) -> list[Shard]:

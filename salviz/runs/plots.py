@@ -211,19 +211,23 @@ def settings(found: Sequence[Strength], colours: Names, titles: Names, *, axis: 
     """
     palette, figure = PALETTES[theme], go.Figure()
     names = list(dict.fromkeys(one.name for one in found))
-    for number, method in enumerate(dict.fromkeys(one.method for one in found)):
-        xs, ys = [], []
+    methods = list(dict.fromkeys(one.method for one in found))
+    many = len(methods)
+    for number, method in enumerate(methods):
+        xs, ys, shown = [], [], []
         for place, name in enumerate(names):
             mine = [one for one in found if (one.method, one.name) == (method, name)]
             weight = sum(one.count for one in mine)
             if weight:
                 xs.append(sum(one.value * one.count for one in mine) / weight)
-                ys.append(place)
+                # Beside each other: points that coincide hide each other.
+                ys.append(place + 0.5 * (number - (many - 1) / 2) / many)
+                shown.append(_setting(name))
         figure.add_trace(
             go.Scatter(
                 x=xs, y=ys, mode="markers", name=titles[method],
                 marker={"color": colours[method], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 9},
-                customdata=[_setting(names[y]) for y in ys],
+                customdata=shown,
                 hovertemplate=titles[method] + ", %{customdata}: %{x:.2f}<extra></extra>",
             )
         )  # fmt: skip

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from salviz.runs.folder import RunFolder
     from salviz.runs.shelf import Shelf, Standing
 
+CANNOT_WRITE = (
+    "This server cannot write anything down where its runs live. Whoever runs it can name another folder in "
+    "SALVIZ_RUNS_DIR."
+)
+
 _LISTED = 30
 _STATES = {
     "waiting": ":material/schedule: waits",
@@ -104,7 +109,11 @@ def _history(view: View) -> None:
                 panels.plain(words.run(spec)), key=f"open.{name}", on_click=open_run, args=(name,), width="stretch",
                 type="primary" if shown else "tertiary", help=panels.plain(in_words(spec)),
             )  # fmt: skip
-            st.caption(f"{_STATES[standing.state]}, {_ago(standing.asked)}; {_pictures(spec)}")
+            many = [
+                panels.counted(len(spec.models), "model", "models"), panels.counted(len(spec.methods), "method", "methods"),
+            ]  # fmt: skip
+            told = f"{_STATES[standing.state]}; asked for {_ago(standing.asked)}"
+            st.caption(f"{told}  \n{panels.plain(_pictures(spec))}, {', '.join(many)}")
         if len(names) > _LISTED:
             st.caption(f"And {len(names) - _LISTED} older ones.")
 
@@ -124,7 +133,11 @@ def open_run(name: str) -> None:
 
 
 def _pictures(spec: Spec) -> str:
-    return "all pictures" if spec.images is None else panels.counted(spec.images, "picture", "pictures")
+    found = "all pictures" if spec.images is None else panels.counted(spec.images, "picture", "pictures")
+    classes = [str(one) for one in spec.classes or ()]
+    if not classes:
+        return found
+    return f"{found} of {', '.join(classes) if len(classes) <= 3 else f'{len(classes)} classes'}"
 
 
 def in_words(spec: Spec) -> str:
@@ -144,7 +157,9 @@ def header(view: View) -> None:
     name = "New batch run" if view.spec is None or view.standing is None else words.run(view.spec)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title(panels.plain(name), anchor=False, width="stretch")
-        panels.link(is_shareable=True)
+        if view.standing is not None:
+            # A link to the form would not hold what was filled in.
+            panels.link(is_shareable=True)
     if view.standing is not None:
         st.caption(panels.plain(in_words(view.asked)))
 
@@ -193,7 +208,7 @@ def _more(view: View) -> None:
     spec = json_text(view.asked.as_dict(), indent=2)
     st.download_button("Spec (JSON)", spec, "spec.json", on_click="ignore", type="tertiary", key="download.spec")
     with st.popover("Delete this run", icon=":material/delete:"):
-        st.markdown("All it found is deleted.")
+        st.markdown("This deletes all that it found, for everybody.")
         st.button("Delete", type="primary", key="delete", on_click=_remove, args=(view.shelf, standing.name))
 
 

@@ -37,7 +37,8 @@ def browser(view: View, found: Overview) -> None:
             st.session_state["sort"] = next(iter(orders))
         metric, quantity = results.choose_score(found)
         sort = panels.pick("Sort by the score of", orders, "sort")
-        first = panels.choice("Order", {"low": "Worst first", "high": "Best first"}, "first")
+        orders_ = ("Worst first", "Best first") if sort else ("Most first", "Least first")
+        first = panels.choice("Order", dict(zip(("low", "high"), orders_, strict=True)), "first")
         which = panels.choice("Predictions", {"all": "All", "right": "Right", "wrong": "Wrong"}, "which")
         model = results.choose_model(view)
     # The worst a set of methods can do is to disagree.
@@ -61,6 +62,8 @@ def browser(view: View, found: Overview) -> None:
     name = results.class_names(model)
     for case in shown:
         _row(view, model, case, chosen, maps, name, words.score(metric, quantity))
+    if not sort:
+        st.caption("Disagreement is how far apart the methods' scores of a picture are (their standard deviation).")
     if len(chosen) < len(methods):
         st.caption(f"Maps of {len(chosen)} of {len(methods)} methods are shown.")
 

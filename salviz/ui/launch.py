@@ -108,7 +108,7 @@ def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
         )  # fmt: skip
     st.toggle(
         "As many of each class", key="new_stratified", disabled=not labels, persist_state="session",
-        help="As far as there are so many.",
+        help="The same number of pictures of every class, as far as there are so many.",
     )  # fmt: skip
     classes = (
         panels.counted(len(labels), "class", "classes")
@@ -163,8 +163,8 @@ def _stored(file: Any, problems: list[str]) -> str:
         return known[1]
     try:
         id = uploads.keep(Shelf(), file.getvalue(), file.name)
-    except SalvizError as error:
-        problems.append(str(error))
+    except SalvizError:
+        problems.append(batch.CANNOT_WRITE)
         return ""
     st.session_state["_zip"] = (file.file_id, id)
     return id
@@ -201,6 +201,7 @@ def _measured() -> None:
 def _spec(data: Any, count: int | None, problems: list[str]) -> Spec | None:
     """What was chosen; None while something is missing."""
     from salviz.runs import Spec, measures
+    from salviz.runs.plan import fitting_group
 
     now = st.session_state
     if data is None or not (now["new_models"] and now["new_methods"] and now["new_metrics"]):
@@ -219,6 +220,7 @@ def _spec(data: Any, count: int | None, problems: list[str]) -> Spec | None:
             images=count, classes=tuple(now["new_classes"]) or None,
             is_stratified=bool(now["new_stratified"]) and has_labels, seed=int(now["new_seed"]),
             maps=now["new_maps"] if "cose" in metrics else "none",
+            group=fitting_group({name: {} for name in now["new_methods"]}, metrics),
         )  # fmt: skip
     except SalvizError as error:
         problems.append(str(error))
@@ -289,8 +291,8 @@ def _start(spec: Spec, device: str) -> None:
     try:
         name = shelf.submit(spec, device)
         ensure(shelf, device)
-    except SalvizError as error:
-        state.notice(str(error))
+    except (SalvizError, OSError):
+        state.notice(batch.CANNOT_WRITE)
         return
     batch.open_run(name)
     st.session_state["part"] = "scores"

@@ -92,7 +92,7 @@ def test_what_is_chosen_is_what_is_asked_for(visit_batch: Open) -> None:
     asked = Shelf().spec(made)
     assert asked == Spec(
         "fashion", ("fashion_cnn",), {"gradient": {}}, {"cose": {"augmentations": "paper"}, "randomisation": {}},
-        images=7, is_stratified=True, seed=3, maps="clean",
+        images=7, is_stratified=True, seed=3, maps="clean", group=16,
     )  # fmt: skip
     assert "waits" in texts(app)
     # The same again is the same run.
@@ -100,6 +100,43 @@ def test_what_is_chosen_is_what_is_asked_for(visit_batch: Open) -> None:
     assert "run" not in app.query_params
     app.button(key="begin_run").click().run()
     assert Shelf().names() == [made]
+
+
+def test_dear_methods_get_small_groups_and_hopeless_runs_no_start(visit_batch: Open) -> None:
+    app = visit_batch()
+    app.multiselect(key="new_methods").set_value(["integrated_gradients"]).run()
+    app.button(key="begin_run").click().run()
+    (made,) = Shelf().names()
+    # A picture takes fifteen maps of 51 passes.
+    assert Shelf().spec(made).group == 4000 // (15 * 51)
+    app.button(key="new_run").click().run()
+    app.multiselect(key="new_methods").set_value(["attention_rollout"]).run()
+    assert app.button(key="begin_run").disabled
+    assert "No method that is chosen can explain a model that is chosen." in texts(app)
+    app.selectbox(key="new_data").set_value("upload").run()
+    assert "Choose a zip file of pictures." in texts(app)
+
+
+def test_models_follow_the_data_until_somebody_chooses(visit_batch: Open) -> None:
+    app = visit_batch()
+    app.selectbox(key="new_data").set_value("samples").run()
+    assert app.multiselect(key="new_models").value == ["tf_efficientnet_lite0"]
+    app.selectbox(key="new_data").set_value("fashion").run()
+    assert app.multiselect(key="new_models").value == ["fashion_cnn"]
+    app.multiselect(key="new_models").set_value(["fashion_vit"]).run()
+    app.selectbox(key="new_data").set_value("samples").run()
+    assert app.multiselect(key="new_models").value == ["fashion_vit"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_the_servers_fault(
+    visit_batch: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SALVIZ_RUNS_DIR", "/proc/nowhere")
+    app = visit_batch()
+    app.button(key="begin_run").click().run()
+    assert not app.exception
+    assert "SALVIZ_RUNS_DIR" in texts(app)
+    assert "/proc" not in texts(app)
 
 
 def test_a_server_can_refuse_long_runs(visit_batch: Open, monkeypatch: pytest.MonkeyPatch) -> None:
