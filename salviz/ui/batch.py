@@ -109,11 +109,10 @@ def _history(view: View) -> None:
                 panels.plain(words.run(spec)), key=f"open.{name}", on_click=open_run, args=(name,), width="stretch",
                 type="primary" if shown else "tertiary", help=panels.plain(in_words(spec)),
             )  # fmt: skip
-            many = [
-                panels.counted(len(spec.models), "model", "models"), panels.counted(len(spec.methods), "method", "methods"),
-            ]  # fmt: skip
+            models = panels.counted(len(spec.models), "model", "models")
+            methods = panels.counted(len(spec.methods), "method", "methods")
             told = f"{_STATES[standing.state]}; asked for {_ago(standing.asked)}"
-            st.caption(f"{told}  \n{panels.plain(_pictures(spec))}, {', '.join(many)}")
+            st.caption(f"{told}  \n{panels.plain(_pictures(spec))}, {models}, {methods}")
         if len(names) > _LISTED:
             st.caption(f"And {len(names) - _LISTED} older ones.")
 
