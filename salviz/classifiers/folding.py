@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from salviz.classifiers.lean import lean
+from salviz.classifiers.lean import clip_after, lean
 
 _TOLERANCE = 1e-4
 """Largest allowed difference of logits, as a share of their range: some ten times what rounding makes."""
@@ -56,9 +56,48 @@ def fold(module: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, frozenset
             for conv_name, norm_name in pairs:
                 _fold_pair(folded, conv_name, norm_name)
             lean(folded)
-            if _is_same(module(picture), folded(picture)):
+            for conv_name, clip in _clips(folded, [conv for conv, _ in pairs], picture):
+                clip_after(folded.get_submodule(conv_name), clip.min_val, clip.max_val)
+            expected = module(picture)
+            # In both layouts, because each has ways of its own.
+            lasts = picture.contiguous(memory_format=torch.channels_last)
+            if _is_same(expected, folded(picture)) and _is_same(expected, folded(lasts)):
                 return folded, frozenset(conv for conv, _ in pairs)
     return module, frozenset()
+
+
+def _clips(module: nn.Module, convs: Sequence[str], picture: Tensor) -> list[tuple[str, nn.ReLU6]]:
+    """Those convolutions whose output goes into a ReLU6 in place as it is, and that ReLU6."""
+    made: dict[int, tuple[str, int]] = {}
+    alive: list[Tensor] = []
+    found: list[tuple[str, nn.ReLU6]] = []
+
+    def after(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            made[id(output)] = name, output._version
+            alive.append(output)
+
+        return hook
+
+    def before(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        name, version = made.get(id(inputs[0]), ("", 0))
+        # A residual that was added in place is another value in the same tensor.
+        if name and inputs[0]._version == version:
+            assert isinstance(part, nn.ReLU6)  # noqa: S101 - where the hook stands
+            found.append((name, part))
+
+    handles = [module.get_submodule(name).register_forward_hook(after(name)) for name in convs]
+    handles += [
+        part.register_forward_pre_hook(before)
+        for part in module.modules()
+        if isinstance(part, nn.ReLU6) and part.inplace
+    ]
+    try:
+        module(picture)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _is_same(before: Tensor, after: Tensor) -> bool:

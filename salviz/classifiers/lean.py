@@ -13,6 +13,63 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+# PyTorch's compiler calls it; on other builds there is none.
+_FUSED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+"""oneDNN's convolution with an activation at its end, or None."""
+
+
+def clip_after(conv: nn.Module, low: float, high: float) -> None:
+    """Let a convolution do the work of the ReLU6 after it where no gradient is asked for: one way through memory less.
+
+    Args:
+        conv: Of a lean net, followed by a lean ReLU6 that alone reads what it makes. Nobody else's.
+        low: The ReLU6's bounds.
+        high: As above.
+    """
+    if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        conv.__class__ = _ClippedConv2d
+    if isinstance(conv, _ClippedConv2d | _Conv2dSame):
+        conv.bounds = low, high
+
+
+def _fused(conv: nn.Conv2d, x: Tensor, padding: list[int], bounds: tuple[float, float]) -> Tensor | None:
+    """The clipped convolution in one call, marked as such; None where it has to be two."""
+    plain = (
+        _FUSED is None
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or (torch.is_grad_enabled() and x.requires_grad)
+        or torch.is_autocast_enabled("cpu")
+        or torch.is_inference_mode_enabled()
+        or not x.is_contiguous(memory_format=torch.channels_last)
+        # Methods that look at a net's calls see those they know.
+        or has_torch_function_unary(x)
+    )
+    if plain:
+        return None
+    result: Tensor = _FUSED(
+        x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups, "hardtanh", list(bounds), ""
+    )
+    return result
+
+
+class _ClippedConv2d(nn.Conv2d):
+    """See `clip_after`."""
+
+    bounds: tuple[float, float]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H, W)` -> `(N, K, h, w)`."""
+        result = _fused(self, x, list(self.padding), self.bounds)  # type: ignore[arg-type]
+        return super().forward(x) if result is None else _marked(result)
+
+
+def _marked(clipped: Tensor) -> Tensor:
+    """Say to the ReLU6 that comes next that nothing is left to do. What is made of the tensor does not inherit it."""
+    # Whatever writes into it raises the version, and the mark means nothing any more.
+    clipped._clipped_at = clipped._version  # type: ignore[attr-defined]
+    return clipped
+
 
 def lean(module: nn.Module) -> None:
     """Change the layers of a net to those of this file.
@@ -34,6 +91,8 @@ class _Conv2dSame(Conv2dSame):
     on both sides, a convolution gives the same values behind a first row and column that are dropped.
     """
 
+    bounds: tuple[float, float] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` -> `(N, K, ceil(H / stride), ceil(W / stride))`."""
         padding, kept = [], [slice(None), slice(None)]
@@ -45,6 +104,9 @@ class _Conv2dSame(Conv2dSame):
             is_even = missing % 2 == 0
             padding.append(missing // 2 + (0 if is_even else stride))
             kept.append(slice(0 if is_even else 1, count + (0 if is_even else 1)))
+        clipped = None if self.bounds is None else _fused(self, x, padding, self.bounds)
+        if clipped is not None:
+            return _marked(clipped[tuple(kept)])
         wide = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         result = wide[tuple(kept)]
         # What writes into a view costs the way back more than a copy: where the layer strides, of a quarter of the
@@ -61,6 +123,9 @@ class _ReLU6(nn.ReLU6):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape, overwritten."""
+        clipped_at = getattr(x, "_clipped_at", None)
+        if clipped_at is not None and clipped_at == x._version:
+            return x
         if has_torch_function_unary(x):
             # Methods that look at a net's calls see the one they know.
             seen: Tensor = handle_torch_function(F.hardtanh, (x,), x, self.min_val, self.max_val, True)

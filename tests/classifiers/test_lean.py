@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from salviz.classifiers.folding import fold
 from salviz.classifiers.lean import lean
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -114,3 +115,61 @@ def test_calls_are_seen_as_before() -> None:
         ((_, args, kwargs),) = seen.calls
         found.append((*args, *kwargs.values()))
     assert found[0] == found[1] == (0.0, 6.0, True)
+
+
+class Residual(nn.Module):
+    """Convolutions before a ReLU6: as it is, after a sum made in place, and read by two."""
+
+    def __init__(self, kind: type[nn.Conv2d]) -> None:
+        super().__init__()
+        self.first, self.norm1 = kind(3, 8, 3, stride=2), nn.BatchNorm2d(8)
+        self.second, self.norm2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.third, self.norm3 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.rectifier, self.again = nn.ReLU6(inplace=True), nn.ReLU6(inplace=True)
+        self.last = nn.ReLU6(inplace=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rectifier(self.norm1(self.first(x)))
+        out = self.norm2(self.second(x))
+        out += x
+        out = self.again(out)
+        result: Tensor = self.head(self.last(self.norm3(self.third(out))).mean(dim=(2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Conv2dSame])
+def test_a_convolution_clips_its_own_output_where_that_changes_nothing(kind: type[nn.Conv2d]) -> None:
+    torch.manual_seed(0)
+    module = Residual(kind).eval().requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            # Both ends of the ReLU6 are met.
+            part.running_var.uniform_(0.01, 0.1)
+            part.running_mean.normal_()
+    folded, names = fold(module, (32, 32))
+    assert names == {"first", "second", "third"}
+    parts = (folded.first, folded.second, folded.third)
+    assert [getattr(part, "bounds", None) is not None for part in parts] == [True, False, True]
+    x = (4 * torch.randn(3, 3, 32, 32)).contiguous(memory_format=torch.channels_last)
+    calls: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        fast = folded(x)
+        with Watch():
+            plain = folded(x)
+    # Who looks at the calls sees all of them, and the values are the same to the last bit.
+    assert (calls.count("conv2d"), calls.count("hardtanh")) == (3, 3)
+    assert torch.equal(fast, plain)
+    torch.testing.assert_close(fast, module(x), atol=1e-4, rtol=1e-4)
+    assert torch.equal(folded(x.clone().requires_grad_(True)).detach(), plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        halves = folded(x)
+    assert not torch.equal(halves.float(), plain)
+    with torch.inference_mode():
+        assert torch.equal(folded(x), plain)
