@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def _gpus(text: str) -> float:
 
 def _run(options: argparse.Namespace) -> None:
     spec = _spec(options)
-    from salviz.runs.execution import begin
+    from salviz.runs.execution import begin, here
     from salviz.runs.folder import RunFolder
 
     folder = RunFolder(options.out)
@@ -116,11 +117,11 @@ def _run(options: argparse.Namespace) -> None:
         print(
             f"{folder.path} held another run: of its results those that belong to this one are used.", file=sys.stderr
         )
-    begin(spec, folder, _options(options), accepts_changes=options.accept_changes)
+    loaded = begin(spec, folder, _options(options), accepts_changes=options.accept_changes)
     if options.prepare:
         print(f"{len(folder.plan)} shards of {len(folder.sample)} pictures to make in {folder.path}")
     else:
-        _work(folder, options, engine, store)
+        _work(folder, options, partial(engine, loaded=loaded) if engine is here else engine, store)
 
 
 def _resume(options: argparse.Namespace) -> None:

@@ -150,18 +150,27 @@ class Bench:
         sample: The run's pictures.
         options: How it is computed.
         where: The run, for messages.
+        loaded: A classifier that is loaded already.
 
     Raises:
         DataError: There is no such set here.
     """
 
     def __init__(
-        self, about: Mapping[str, Any], data: str, sample: Sequence[Sampled], options: Options, *, where: Path | str
+        self,
+        about: Mapping[str, Any],
+        data: str,
+        sample: Sequence[Sampled],
+        options: Options,
+        *,
+        where: Path | str,
+        loaded: Classifier | None = None,
     ) -> None:
         self.about, self.sample, self.options, self.where = about, sample, options, where
         self.spec = Spec.from_dict(about["spec"])
         self.pictures = datasets.open_set(data)
         self._loaded: tuple[str, Classifier, list[Item]] | None = None
+        self._at_hand = loaded
 
     def make(self, group: Group, counts: Counts, *, is_cancelled: Callable[[], bool] = lambda: False) -> Made:
         """Measure a group of images with the methods that are missing.
@@ -217,7 +226,12 @@ class Bench:
         if self._loaded is None or self._loaded[0] != model:
             # Not two of them in memory.
             self._loaded = None
-            classifier = load(model, device=self.options.device)
+            at_hand, self._at_hand = self._at_hand, None
+            if at_hand is not None and at_hand.id == model:
+                classifier = at_hand
+            else:
+                del at_hand
+                classifier = load(model, device=self.options.device)
             refuse_changes(self.where, self.about, {"code": self.about["code"], "weights": {model: classifier.digest}})
             self._loaded = model, classifier, items_of(self.sample, self.pictures, classifier)
         return self._loaded[1:]

@@ -7,6 +7,7 @@ from contextlib import closing
 from itertools import groupby
 
 from salviz import __version__, datasets, load
+from salviz.classifiers.classifier import Classifier
 from salviz.datasets import PictureSet
 from salviz.errors import ImageError
 from salviz.plain import write_files
@@ -25,7 +26,7 @@ def begin(
     *,
     told: Told = quiet,
     accepts_changes: bool = False,
-) -> None:
+) -> Classifier | None:
     """Sample, fingerprint and plan a run; shards of an earlier run in the folder are used where they belong to it.
 
     Args:
@@ -35,6 +36,9 @@ def begin(
         told: Called as the pictures are looked at.
         accepts_changes: Whether code or weights may differ from those of the run that is there: what depends on them
             is then made anew.
+
+    Returns:
+        The classifier for `here`, where the run has but one: no two are held in memory.
 
     Raises:
         SalvizError: One plain sentence.
@@ -49,6 +53,7 @@ def begin(
         sample.append(_sampled(pictures, place))
     plan: list[Shard] = []
     weights: dict[str, str] = {}
+    classifier: Classifier | None = None
     for model in spec.models:
         classifier = load(model, device=options.device)
         weights[model] = classifier.digest
@@ -57,6 +62,7 @@ def begin(
     if folder.exists and not accepts_changes:
         refuse_changes(folder.path, folder.about, digests)
     folder.begin(spec, sample, plan, digests)
+    return classifier if len(spec.models) == 1 else None
 
 
 def _sampled(pictures: PictureSet, place: int) -> Sampled:
@@ -75,7 +81,14 @@ Engine = Callable[[RunFolder, Sequence[Group], Options, Counts], Generator[Made,
 It raises `Cancelled` once the folder says so."""
 
 
-def here(folder: RunFolder, groups: Sequence[Group], options: Options, counts: Counts) -> Generator[Made, None, None]:
+def here(
+    folder: RunFolder,
+    groups: Sequence[Group],
+    options: Options,
+    counts: Counts,
+    *,
+    loaded: Classifier | None = None,
+) -> Generator[Made, None, None]:
     """The engine of this process: one group after the other.
 
     Args:
@@ -83,12 +96,13 @@ def here(folder: RunFolder, groups: Sequence[Group], options: Options, counts: C
         groups: To be made.
         options: How.
         counts: Told between passes.
+        loaded: What `begin` returned, so that it is not loaded twice.
 
     Raises:
         Cancelled: Somebody asked the run to stop.
         SalvizError: One plain sentence.
     """
-    bench = Bench(folder.about, folder.data, folder.sample, options, where=folder.path)
+    bench = Bench(folder.about, folder.data, folder.sample, options, where=folder.path, loaded=loaded)
     for group in groups:
         yield bench.make(group, counts, is_cancelled=lambda: folder.is_cancelled)
 

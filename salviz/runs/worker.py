@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -51,7 +52,7 @@ def work(shelf: Shelf, device: str) -> None:
 
 def _make(shelf: Shelf, name: str, device: str) -> None:
     from salviz.runs.bench import Changed, Options
-    from salviz.runs.execution import begin, resume
+    from salviz.runs.execution import begin, here, resume
     from salviz.runs.results import overview
 
     folder = shelf.folder(name)
@@ -66,9 +67,9 @@ def _make(shelf: Shelf, name: str, device: str) -> None:
                     raise Cancelled
                 teller(done, total, what)
 
-            if not folder.exists:
-                begin(shelf.spec(name), folder, options, told=told)
-            resume(folder, options, told=told, accepts_changes=shelf.accepts_changes(name))
+            loaded = None if folder.exists else begin(shelf.spec(name), folder, options, told=told)
+            engine = partial(here, loaded=loaded)
+            resume(folder, options, told=told, engine=engine, accepts_changes=shelf.accepts_changes(name))
             # The tables of a large run take a while; whoever opens its page should not wait for them.
             overview(folder)
             shelf.ended(name)

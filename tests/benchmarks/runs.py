@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from salviz.classifiers.layers import target_layer
 from salviz.datasets import open_set, sample
 from salviz.runs import Spec
 from salviz.runs.bench import Options
-from salviz.runs.execution import begin, resume
+from salviz.runs.execution import begin, here, resume
 from salviz.runs.folder import RunFolder
 from salviz.runs.table import scan
 from salviz.targets import ClassTarget
@@ -64,8 +65,7 @@ def end_to_end(photos: Path, images: int, repeat: int) -> list[Ratio]:
     def run() -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = RunFolder(place)
-            begin(spec, folder)
-            resume(folder)
+            resume(folder, engine=partial(here, loaded=begin(spec, folder)))
 
     seconds = measure(
         {"run": run, "alone": lambda: passes(is_shared=False), "shared": lambda: passes(is_shared=True)}, repeat
@@ -98,8 +98,7 @@ def race(photos: Path, images: int, repeat: int) -> tuple[list[Ratio], str]:
     def run() -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = RunFolder(place)
-            begin(spec, folder)
-            resume(folder)
+            resume(folder, engine=partial(here, loaded=begin(spec, folder)))
             with scan(folder.files()) as connection:
                 values = connection.execute("select place, setting, value from rows").fetchall()
         known = {(place, setting): value for place, setting, value in values}
