@@ -25,9 +25,8 @@ def spearman(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) ->
         ValueError: If the maps do not match.
     """
     pixels, _ = validated(a, b, valid)
-    kept = torch.ones_like(a, dtype=torch.bool) if pixels is None else pixels
     # Ranks among the kept pixels are centred already, and exactly 0 for a constant map.
-    return _correlation(_ranks(a, kept), _ranks(b, kept))
+    return _correlation(_ranks(a, pixels), _ranks(b, pixels))
 
 
 def pearson(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) -> Tensor:
@@ -70,7 +69,7 @@ def cosine(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) -> T
     return _correlation(*(m / m.abs().amax(dim=(1, 2), keepdim=True) for m in (x, y)))
 
 
-def _ranks(maps: Tensor, kept: Tensor) -> Tensor:
+def _ranks(maps: Tensor, kept: Tensor | None) -> Tensor:
     """Average ranks among the kept pixels, centred and divided by their number: `(N, H, W)` in [-0.5, 0.5].
 
     One sort of each whole map serves every mask: a rank is a count of kept pixels along that order. 0 for
@@ -79,24 +78,47 @@ def _ranks(maps: Tensor, kept: Tensor) -> Tensor:
     count, height, width = maps.shape
     # An expanded map has stride 0: the same values for every pair, so one sort.
     once = maps[:1] if count > 1 and maps.stride(0) == 0 else maps
-    values, order = once.flatten(1).sort(dim=1)
-    order = order.expand(count, -1)
-    running = kept.flatten(1).gather(1, order).cumsum(dim=1, dtype=torch.int32)
+    values, order = _sorted(once.flatten(1))
     step = values[:, 1:] != values[:, :-1]
     edge = torch.ones_like(step[:, :1])
     # Positions where a run of equal values starts and ends, carried to every member of the run.
-    place = torch.arange(values.shape[1], device=maps.device)
+    place = torch.arange(values.shape[1], device=maps.device, dtype=torch.int32)
     first = torch.where(torch.cat((edge, step), 1), place, 0).cummax(dim=1).values
     last_place = torch.where(torch.cat((step, edge), 1), place, values.shape[1] - 1)
     last = last_place.flip(1).cummin(dim=1).values.flip(1)
-    up_to = running.gather(1, last.expand(count, -1))
-    below = running.gather(1, (first - 1).clamp(min=0).expand(count, -1)).masked_fill(first == 0, 0)
-    total = running[:, -1:]
     # The average rank is (below + 1 + up_to) / 2 and their mean (total + 1) / 2: whole numbers until the
     # division.
-    centred = (below + up_to - total).to(maps.dtype) / (2 * total).to(maps.dtype)
+    if kept is None:
+        total = values.shape[1]
+        centred = (first + last + (1 - total)).to(maps.dtype) / (2 * total)
+        ranks = torch.empty_like(centred).scatter_(1, order, centred).view(-1, height, width).expand(count, -1, -1)
+        return torch.where(torch.isnan(maps), torch.nan, ranks)
+    order = order.expand(count, -1)
+    running = kept.flatten(1).gather(1, order).cumsum(dim=1, dtype=torch.int32)
+    first, last = first.long(), last.long()
+    up_to = running.gather(1, last.expand(count, -1))
+    below = running.gather(1, (first - 1).clamp(min=0).expand(count, -1)).masked_fill(first == 0, 0)
+    many = running[:, -1:]
+    centred = (below + up_to - many).to(maps.dtype) / (2 * many).to(maps.dtype)
     ranks = torch.empty_like(centred).scatter_(1, order, centred).view(count, height, width)
     return torch.where(kept, torch.where(torch.isnan(maps), torch.nan, ranks), 0.0)
+
+
+def _sorted(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in ascending order, and where each value was; NaN stands at an end.
+
+    On a CPU numpy sorts whole numbers many times faster than torch sorts pairs, so a value and its place are packed
+    into one: the bits of a float of single precision, turned where it is negative, are ordered as the floats are.
+    """
+    if values.device.type != "cpu" or values.dtype != torch.float32 or values.shape[1] >= 2**31:
+        ascending, order = values.sort(dim=1)
+        return ascending, order
+    bits = values.contiguous().view(torch.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    packed = (bits.long() << 32) | torch.arange(values.shape[1])
+    packed.numpy().sort(axis=1)
+    order = packed & 0xFFFFFFFF
+    return values.gather(1, order), order
 
 
 def _deviations(maps: Tensor, kept: Tensor) -> Tensor:

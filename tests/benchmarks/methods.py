@@ -387,6 +387,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5, help="counted repetitions (default: %(default)s)")
+    parser.add_argument("--own-repeat", type=int, help="of every method by itself (default: the same)")
     parser.add_argument("--images", type=int, default=1000, help="of the memory test (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--markdown-into", type=Path, metavar="FILE", help="put the tables between the file's marks")
@@ -401,7 +402,7 @@ def main() -> None:
     lines = [*table(ratios), "", memory(lite0, options.images), ""]
     _say(started, "memory")
     for classifier in (lite0, vit):
-        rows, worst = own(classifier, options.repeat)
+        rows, worst = own(classifier, options.own_repeat or options.repeat)
         lines += [
             f"<details><summary>Every method on {classifier.title}</summary>",
             "",
