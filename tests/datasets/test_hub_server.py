@@ -149,11 +149,11 @@ def test_sets_of_a_hub_are_downloaded_streamed_and_refused(server: tuple[str, ty
     )
     file = tmp_path / "test-00000-of-00001.parquet"
     stored.to_parquet(str(file))
-    hub.files[f"data/{file.name}"] = file.read_bytes()
+    hub.files[file.name] = file.read_bytes()
     home = tmp_path / "home"
     done = run(home, endpoint, "hf:me/mine?split=test", tmp_path / "whole")
-    assert done.returncode == 0, done.stderr
-    assert any(f"/resolve/{COMMIT}/data/" in path for path in hub.requests)
+    assert done.returncode == 0, done.stderr + "\n".join(hub.requests)
+    assert any(f"/resolve/{COMMIT}/test-" in path for path in hub.requests)
     rows = [row for path in (tmp_path / "whole" / "scores").iterdir() for row in pq.read_table(path).to_pylist()]
     assert len(rows) == 6
     assert {row["error"] for row in rows} == {None}
@@ -196,10 +196,11 @@ def test_torchvision_downloads_what_is_asked_for(
         open_set(name)
     assert mirror.requests == []
     found = open_set(f"{name}&download=true")
-    assert len(mirror.requests) == 4
+    assert len(set(mirror.requests)) == 4
+    asked = len(mirror.requests)
     assert len(found) == 5
     assert np.array_equal(np.asarray(found.open(2).image.convert("L")), images[2])
     assert found.entries[0].label == "Ankle boot"
     # Once it is there nothing is asked for.
     assert len(open_set(name)) == 5
-    assert len(mirror.requests) == 4
+    assert len(mirror.requests) == asked
