@@ -3,9 +3,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from salviz.classifiers.hub import draft_folder, timm_names
 from salviz.classifiers.loading import load
 from salviz.classifiers.registry import CARDS, DINO
 from salviz.errors import ClassifierError
+from tests.serving import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -189,13 +189,8 @@ def hub(saved: Path, tmp_path: Path) -> Iterator[tuple[str, type[Hub]]]:
     (root / "timm/test_resnet.r160_in1k").mkdir(parents=True)
     save_file(model.state_dict(), root / "timm/test_resnet.r160_in1k/model.safetensors")
     handler = type("OurHub", (Hub,), {"root": root, "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(handler) as address:
+        yield address, handler
 
 
 SCRIPT = """

@@ -8,9 +8,8 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 
 from salviz.errors import DataError
+from tests.serving import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DATE = "2026-01-01T00:00:00.000Z"
@@ -107,13 +107,8 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[tuple[str, type[Server]]]:
     handler = type("OurServer", (Server,), {"files": {}, "requests": []})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{running.server_port}", handler
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with serving(handler) as address:
+        yield address, handler
 
 
 def run(home: Path, endpoint: str, data: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
