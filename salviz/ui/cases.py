@@ -30,7 +30,7 @@ def browser(view: View, found: Overview) -> None:
 
     methods = list(methods_of(found))
     titles = words.methods(methods)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="top"):
         orders = {"": "Disagreement between methods"} if len(methods) > 1 else {}
         orders |= titles
         if st.session_state["sort"] not in orders:

@@ -160,7 +160,7 @@ def _spread(view: View, found: Overview) -> None:
     """How a score is spread over pictures."""
     from salviz.runs import plots, results, words
 
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="top"):
         metric, quantity = choose_score(found)
     spreads = results.spreads(view.run, metric, quantity)
     methods = [one.method for one in spreads]
@@ -183,7 +183,7 @@ def _groups(view: View, found: Overview) -> None:
     """A score by group of pictures."""
     from salviz.runs import plots, results, words
 
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="top"):
         by = panels.choice("Group pictures by", _GROUPINGS, "by")
         metric, quantity = choose_score(found)
         model = choose_model(view)
@@ -232,7 +232,7 @@ def _strength(view: View, found: Overview) -> None:
     options = {f"{metric}.{quantity}": (metric, quantity) for metric, quantity in pairs}
     if st.session_state["score"] not in options:
         st.session_state["score"] = next(iter(options))
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="top"):
         names = {key: "COSE: SSIM" if pair[0] == "cose" else words.score(*pair) for key, pair in options.items()}
         metric, quantity = options[panels.pick("Similarity", names, "score")]
         model = choose_model(view)
