@@ -75,8 +75,8 @@ copy (
 
 
 def key(shards: Sequence[Shard], there: set[str]) -> str:
-    """What tables are of: the shards of the plan that are there."""
-    state = hashlib.blake2b(digest_size=16)
+    """What tables are of: the shards of the plan that are there, and what is asked of them."""
+    state = hashlib.blake2b(f"{_IMAGES}{_SETTINGS}".encode(), digest_size=16)
     for shard in shards:
         if shard.key in there:
             state.update(shard.key.encode())
