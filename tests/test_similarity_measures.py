@@ -222,3 +222,15 @@ def test_a_measure_is_found_by_its_id_changed_or_not() -> None:
     ):
         with pytest.raises(RequestError, match=sentence):
             find_measure(id)
+
+
+@pytest.mark.parametrize("id", MEASURES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_first_maps_that_are_given_once_compare_as_in_a_call(id: str, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    a, b, c = torch.randn(3, 2, 3, 64, 64, generator=generator)
+    valid = torch.rand(2, 64, 64, generator=generator) > 0.2 if masked else None
+    measure = find_measure(id)
+    compare = measure.with_first(a, valid=valid)
+    for other in (b, c, a):
+        assert torch.equal(compare(other), measure(a, other, valid=valid))

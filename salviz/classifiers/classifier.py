@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from salviz.classifiers.folding import fold
+from salviz.classifiers.folding import Folding, fold
 from salviz.classifiers.labels import Labels
 from salviz.classifiers.preprocessing import Preprocessing
 
@@ -72,6 +72,7 @@ class Classifier:
         checkpoints: Weights saved on the way to these ones, earliest first.
         channels_last: Whether inputs are laid out channels-last before the forward.
         autocast: bf16/fp16 for the passes of methods whose ranks survive it, or None for float32.
+        like: Another with the same layers and other weights: what is known of its layers holds for these too.
         lock: Serialises everything that hooks or differentiates the shared module.
     """
 
@@ -86,6 +87,7 @@ class Classifier:
     checkpoints: tuple[Checkpoint, ...] = ()
     channels_last: bool = False
     autocast: torch.dtype | None = None
+    like: Classifier | None = field(default=None, repr=False)
     lock: RLock = field(default_factory=threading.RLock, repr=False)
 
     @property
@@ -94,13 +96,14 @@ class Classifier:
         return next(self.module.parameters()).device
 
     @cached_property
-    def _folding(self) -> tuple[nn.Module, frozenset[str]]:
+    def _folding(self) -> Folding:
         if self.device.type == "meta":
-            return self.module, frozenset()
+            return Folding(self.module)
+        like = None if self.like is None else self.like._folding
         # Whatever pass comes first may stand under autocast or inference mode; the copy is for all that follow.
         plain = torch.autocast(self.device.type, enabled=False)
         with self.lock, torch.inference_mode(mode=False), plain:
-            return fold(self.module, self.preprocessing.input_size)
+            return fold(self.module, self.preprocessing.input_size, like=like)
 
     @property
     def runtime(self) -> nn.Module:
@@ -108,12 +111,12 @@ class Classifier:
 
         Values and gradients are the same up to rounding. It is shared: hold `lock` while attaching hooks.
         """
-        return self._folding[0]
+        return self._folding.module
 
     @property
     def folded(self) -> frozenset[str]:
         """Names of the convolutions of `runtime` that also do the work of the batch norm after them."""
-        return self._folding[1]
+        return self._folding.convolutions
 
     def forward(self, x: Tensor, *, is_published: bool = False) -> Tensor:
         """Logits of a batch, differentiable with respect to `x`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,27 @@ _TOLERANCE = 1e-4
 """Largest allowed difference of logits, as a share of their range: some ten times what rounding makes."""
 
 
-def fold(module: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, frozenset[str]]:
+@dataclass(frozen=True)
+class Folding:
+    """A net with batch norms folded away, and how that was done.
+
+    Attributes:
+        module: The copy, or the net itself where nothing could be folded.
+        pairs: Names of the convolutions that also do the work of the norm after them, and of those norms.
+        clips: Names of the convolutions that can do the work of the ReLU6 after them, and that ReLU6's bounds.
+    """
+
+    module: nn.Module
+    pairs: tuple[tuple[str, str], ...] = ()
+    clips: tuple[tuple[str, float, float], ...] = ()
+
+    @property
+    def convolutions(self) -> frozenset[str]:
+        """Names of the convolutions that now give what their norm gave before."""
+        return frozenset(conv for conv, _ in self.pairs)
+
+
+def fold(module: nn.Module, size: tuple[int, int], *, like: Folding | None = None) -> Folding:
     """A copy with batch norms folded away wherever that is proven to change nothing.
 
     Pairs are found by running a picture through: a convolution used once, whose output goes into a batch norm used
@@ -32,45 +53,69 @@ def fold(module: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, frozenset
     Args:
         module: Eval-mode, frozen; `(N, 3, H, W)` -> `(N, K)`. Not changed.
         size: `(height, width)` of its input.
+        like: Of a net with the same layers and other weights: its pairs are tried first, and where it has none nothing is
+            folded, so that a layer's name means the same in both.
 
     Returns:
-        The copy, or `module` itself where nothing can be folded; and the names of the convolutions that now give what
-        their norm gave before.
+        What came of it.
     """
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     where = next(module.parameters(), torch.zeros(0)).device
-    if not norms or where.type == "meta" or any(norm.training or not _is_fixed(norm) for norm in norms):
-        return module, frozenset()
+    cannot = not norms or where.type == "meta" or any(norm.training or not _is_fixed(norm) for norm in norms)
+    if cannot or (like is not None and not like.pairs):
+        return Folding(module)
     picture = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(
         where, next(module.parameters()).dtype
     )
-    shared = {id(value): value for value in [*module.parameters(), *module.buffers()]}
     with torch.no_grad():
+        expected = module(picture)
+        if like is not None:
+            found = _folded(module, like.pairs, like.clips)
+            if _is_same_net(expected, found.module, picture):
+                return found
         # Convolutions that only pad in their own way can be folded; those that change their weights cannot. They are
         # told apart by trying.
         for is_exact in (False, True):
             pairs = _pairs(module, picture, is_exact=is_exact)
             if not pairs:
                 break
-            folded = copy.deepcopy(module, dict(shared))
-            for conv_name, norm_name in pairs:
-                _fold_pair(folded, conv_name, norm_name)
-            lean(folded)
-            for conv_name, clip in _clips(folded, [conv for conv, _ in pairs], picture):
-                clip_after(folded.get_submodule(conv_name), clip.min_val, clip.max_val)
-            expected = module(picture)
-            # In both layouts, because each has ways of its own.
-            lasts = picture.contiguous(memory_format=torch.channels_last)
-            if _is_same(expected, folded(picture)) and _is_same(expected, folded(lasts)):
-                return folded, frozenset(conv for conv, _ in pairs)
-    return module, frozenset()
+            found = _folded(module, pairs)
+            clips = _clips(found.module, [conv for conv, _ in pairs], picture)
+            found = _clipped(found, clips)
+            if _is_same_net(expected, found.module, picture):
+                return found
+    return Folding(module)
 
 
-def _clips(module: nn.Module, convs: Sequence[str], picture: Tensor) -> list[tuple[str, nn.ReLU6]]:
-    """Those convolutions whose output goes into a ReLU6 in place as it is, and that ReLU6."""
+def _folded(
+    module: nn.Module, pairs: Sequence[tuple[str, str]], clips: Sequence[tuple[str, float, float]] = ()
+) -> Folding:
+    """A lean copy with these pairs folded, which shares what it can."""
+    shared = {id(value): value for value in [*module.parameters(), *module.buffers()]}
+    copied = copy.deepcopy(module, dict(shared))
+    for conv_name, norm_name in pairs:
+        _fold_pair(copied, conv_name, norm_name)
+    lean(copied)
+    return _clipped(Folding(copied, tuple(pairs)), clips)
+
+
+def _clipped(folding: Folding, clips: Sequence[tuple[str, float, float]]) -> Folding:
+    for name, low, high in clips:
+        clip_after(folding.module.get_submodule(name), low, high)
+    return replace(folding, clips=tuple(clips))
+
+
+def _is_same_net(expected: Tensor, folded: nn.Module, picture: Tensor) -> bool:
+    """Whether a copy gives these logits, in both layouts, because each has ways of its own."""
+    lasts = picture.contiguous(memory_format=torch.channels_last)
+    return _is_same(expected, folded(picture)) and _is_same(expected, folded(lasts))
+
+
+def _clips(module: nn.Module, convs: Sequence[str], picture: Tensor) -> list[tuple[str, float, float]]:
+    """Those convolutions whose output goes into a ReLU6 in place as it is, and that ReLU6's bounds."""
     made: dict[int, tuple[str, int]] = {}
     alive: list[Tensor] = []
-    found: list[tuple[str, nn.ReLU6]] = []
+    found: list[tuple[str, float, float]] = []
 
     def after(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -84,7 +129,7 @@ def _clips(module: nn.Module, convs: Sequence[str], picture: Tensor) -> list[tup
         # A residual that was added in place is another value in the same tensor.
         if name and inputs[0]._version == version:
             assert isinstance(part, nn.ReLU6)  # noqa: S101 - where the hook stands
-            found.append((name, part))
+            found.append((name, part.min_val, part.max_val))
 
     handles = [module.get_submodule(name).register_forward_hook(after(name)) for name in convs]
     handles += [

@@ -108,6 +108,12 @@ def target_layer(classifier: Classifier, name: str | None = None) -> TargetLayer
     Raises:
         MethodError: No layer with a spatial map, or the named one has none.
     """
+    if classifier.like is not None:
+        return target_layer(classifier.like, name)
+    known = _layers.get(classifier.module, {})
+    if name in known:
+        # Without the lock: somebody may explain the trained net while another asks for the layer of a randomised one.
+        return known[name]
     with classifier.lock:
         known = _layers.setdefault(classifier.module, {})
         if name not in known:

@@ -111,6 +111,7 @@ def randomised(classifier: Classifier, how: Randomisation, *, images: Tensor | N
             module=module,
             digest=weights_digest(module),
             checkpoints=(),
+            like=classifier,
             lock=threading.RLock(),
         )
         before = stages

@@ -209,7 +209,7 @@ class _Trained:
         batch_size: int | None,
         counter: _Counter,
     ) -> None:
-        self.x, self.check, self.measures, self.digests = x, check, measures, digests
+        self.x, self.check, self.digests = x, check, digests
         self.batch_size, self.counter = batch_size, counter
         self.valid = _seen(classifier, x) if check.skips_baseline else None
         self.classifier = classifier
@@ -220,6 +220,10 @@ class _Trained:
         found, self.logits = self._explain(classifier, self.asked, check.seed, PredictedTarget())
         found["random"] = self._noise(check.seed)
         self.maps = {name: found[name] for name in check.rows}
+        self.compared = {
+            name: [measure.with_first(own, valid=self.valid) for measure in measures]
+            for name, own in self.maps.items()
+        }
         self.classes = self.logits.argmax(dim=1)
         self.target: Target = ClassTarget(self.classes) if check.target == "original" else PredictedTarget()
 
@@ -317,11 +321,11 @@ class _Trained:
     def _scores(self, others: Mapping[str, Tensor]) -> NDArray[np.float32]:
         """`(M, Q, N)`."""
         rows = []
-        for name, own in self.maps.items():
+        for name, compare in self.compared.items():
             columns = []
-            for measure in self.measures:
-                columns.append(measure(own, others[name], valid=self.valid))
-                self.counter.compared(len(own))
+            for similarity in compare:
+                columns.append(similarity(others[name]))
+                self.counter.compared(len(others[name]))
             rows.append(torch.stack(columns))
         found: NDArray[np.float32] = torch.stack(rows).cpu().numpy()
         return found

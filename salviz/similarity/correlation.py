@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,27 @@ def spearman(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) ->
         ValueError: If the maps do not match.
     """
     pixels, _ = validated(a, b, valid)
-    # Ranks among the kept pixels are centred already, and exactly 0 for a constant map.
     return _correlation(_ranks(a, pixels), _ranks(b, pixels))
+
+
+def spearman_with(a: Tensor, *, valid: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """`spearman` of the same maps with one batch after the other: they are ranked once.
+
+    Args:
+        a: `(N, H, W)` floating point.
+        valid: `(N, H, W)` bool.
+
+    Returns:
+        What takes the other maps and returns `(N,)`.
+    """
+    validated(a, a, valid)
+    own = _ranks(a, valid)
+
+    def compare(b: Tensor) -> Tensor:
+        validated(a, b, valid)
+        return _correlation(own, _ranks(b, valid))
+
+    return compare
 
 
 def pearson(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) -> Tensor:
@@ -73,7 +94,7 @@ def _ranks(maps: Tensor, kept: Tensor | None) -> Tensor:
     """Average ranks among the kept pixels, centred and divided by their number: `(N, H, W)` in [-0.5, 0.5].
 
     One sort of each whole map serves every mask: a rank is a count of kept pixels along that order. 0 for
-    pixels that are not kept, NaN for kept ones that are NaN.
+    pixels that are not kept, NaN for kept ones that are NaN; exactly 0 for a constant map.
     """
     count, height, width = maps.shape
     # An expanded map has stride 0: the same values for every pair, so one sort.
@@ -90,7 +111,7 @@ def _ranks(maps: Tensor, kept: Tensor | None) -> Tensor:
     # division.
     if kept is None:
         total = values.shape[1]
-        centred = (first + last + (1 - total)).to(maps.dtype) / (2 * total)
+        centred = first.add_(last).add_(1 - total).to(maps.dtype).div_(2 * total)
         ranks = torch.empty_like(centred).scatter_(1, order, centred).view(-1, height, width).expand(count, -1, -1)
         return torch.where(torch.isnan(maps), torch.nan, ranks)
     order = order.expand(count, -1)
@@ -114,10 +135,11 @@ def _sorted(values: Tensor) -> tuple[Tensor, Tensor]:
         ascending, order = values.sort(dim=1)
         return ascending, order
     bits = values.contiguous().view(torch.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    packed = (bits.long() << 32) | torch.arange(values.shape[1])
+    # In place where it can be: memory that is new to the process costs more than what is done in it.
+    packed = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits).long()
+    packed.bitwise_left_shift_(32).bitwise_or_(torch.arange(values.shape[1]))
     packed.numpy().sort(axis=1)
-    order = packed & 0xFFFFFFFF
+    order = packed.bitwise_and_(0xFFFFFFFF)
     return values.gather(1, order), order
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from salviz.errors import RequestError
-from salviz.similarity.correlation import cosine, pearson, spearman
+from salviz.similarity.correlation import cosine, pearson, spearman, spearman_with
 from salviz.similarity.hog import SMALLEST, hog
 from salviz.similarity.normalising import NORMALISED, Normalisation
 from salviz.similarity.overlap import top_k
@@ -101,13 +101,35 @@ class Measure:
             correlate = pearson if self.metric == "hog_pearson" else spearman
             return correlate(hog(x).unsqueeze(1), hog(y).unsqueeze(1))
         if self.metric in _CORRELATIONS:
-            mask = None if valid is None else valid.unsqueeze(1).expand_as(x).flatten(1, 2)
-            return _CORRELATIONS[self.metric](x.flatten(1, 2), y.flatten(1, 2), valid=mask)
+            return _CORRELATIONS[self.metric](x.flatten(1, 2), y.flatten(1, 2), valid=self._mask(x, valid))
         if self.metric == "top_k":
             return top_k(x.flatten(1, 2), y.flatten(1, 2))
         window: Literal["uniform", "gaussian"] = "gaussian" if self.metric == "ssim_gaussian" else "uniform"
         found = ssim(x.flatten(0, 1), y.flatten(0, 1), data_range=self.data_range, window=window)
         return found.view(-1, channels).mean(dim=1)
+
+    def with_first(self, a: Tensor, *, valid: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The measure with its first maps given, for comparing them with one batch after the other.
+
+        Ranks, which take longest to find, are found once.
+
+        Args:
+            a: As for a call.
+            valid: As for a call.
+
+        Returns:
+            What takes `b` and returns what a call with both would.
+        """
+        if self.metric != "spearman":
+            return lambda b: self(a, b, valid=valid)
+        x = self.prepared(a)
+        compare = spearman_with(x.flatten(1, 2), valid=self._mask(x, valid))
+        return lambda b: compare(self.prepared(b).flatten(1, 2))
+
+    @staticmethod
+    def _mask(x: Tensor, valid: Tensor | None) -> Tensor | None:
+        """The mask for every channel."""
+        return None if valid is None else valid.unsqueeze(1).expand_as(x).flatten(1, 2)
 
     def prepared(self, maps: Tensor) -> Tensor:
         """Raw maps after reduction and normalisation: `(N, C, H, W)`, C 1 where channels were reduced."""

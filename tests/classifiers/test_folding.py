@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from salviz import engine
-from salviz.classifiers.folding import fold
+from salviz.classifiers.folding import Folding, fold
 from salviz.classifiers.layers import target_layer
 from tests.models import classifier_of, images, timm_model
 
@@ -33,7 +33,7 @@ def test_values_and_gradients_stay(name: str, left: int | None) -> None:
     classifier = timm_model(name)
     module = copy.deepcopy(classifier.module).double()
     size = min(classifier.preprocessing.input_size[0], 96)
-    folded, _ = fold(module, (size, size))
+    folded = fold(module, (size, size)).module
     if norms(module):
         assert norms(folded) < norms(module)
     if left is not None:
@@ -57,7 +57,8 @@ def test_against_the_formula_in_float64() -> None:
     net[1].weight.data.normal_()
     net[1].bias.data.normal_()
     classifier = classifier_of(net.float(), size=9, classes=5)
-    folded, names = fold(classifier.module, (9, 9))
+    folding = fold(classifier.module, (9, 9))
+    folded, names = folding.module, folding.convolutions
     assert names == {"0"}
     x = images(3, 9).double()
     conv, norm = classifier.module[0].double(), classifier.module[1].double()
@@ -115,7 +116,8 @@ def test_a_convolution_with_a_will_of_its_own_keeps_its_norm() -> None:
     for norm in (net[1], net[3]):
         norm.running_var.fill_(4.0)
         norm.running_mean.fill_(0.5)
-    folded, names = fold(net, (9, 9))
+    folding = fold(net, (9, 9))
+    folded, names = folding.module, folding.convolutions
     assert names == {"2"}
     x = images(2, 9)
     torch.testing.assert_close(folded(x), net(x))
@@ -136,9 +138,37 @@ class Reused(nn.Module):
 @pytest.mark.parametrize("net", [Awkward, Reused, lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3))])
 def test_what_cannot_be_folded_is_not(net: type[nn.Module]) -> None:
     module = net().eval().requires_grad_(False)
-    folded, names = fold(module, (8, 8))
+    folding = fold(module, (8, 8))
+    folded, names = folding.module, folding.convolutions
     assert folded is module
     assert names == frozenset()
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "tf_efficientnet_lite0"])
+def test_what_is_known_of_a_net_of_the_same_layers_changes_nothing(name: str) -> None:
+    classifier, other = timm_model(name), timm_model(name)
+    torch.manual_seed(7)
+    module = copy.deepcopy(other.module)
+    for value in module.parameters():
+        value.copy_(value + 0.05 * torch.randn_like(value))
+    known, size = fold(classifier.module, (64, 64)), (64, 64)
+    alone, told = fold(module, size), fold(module, size, like=known)
+    assert (told.pairs, told.clips) == (alone.pairs, alone.clips) == (known.pairs, known.clips)
+    for x in (images(2, 64), images(2, 64).contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(told.module(x), alone.module(x))
+
+
+def test_a_net_is_not_folded_where_the_one_it_is_like_is_not() -> None:
+    module = timm_model("test_resnet").module
+    assert fold(module, (64, 64), like=Folding(module)).module is module
+
+
+def test_pairs_that_do_not_fit_are_found_anew() -> None:
+    module = timm_model("test_resnet").module
+    right = fold(module, (64, 64))
+    (first, norm), *others = right.pairs
+    swapped = Folding(module, ((others[0][0], norm), *others))
+    assert fold(module, (64, 64), like=swapped).pairs == right.pairs
 
 
 def test_a_layer_that_folding_changed_is_taken_from_the_published_module() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from salviz.classifiers.folding import Folding
 from salviz.classifiers.layers import _layout, _token_grid, cut_at, target_layer
 from salviz.errors import MethodError
 from tests.models import classifier_of
@@ -152,7 +153,7 @@ def test_folding_does_not_move_the_layer() -> None:
 
     classifier = build(IDS.index("timm:resnet18-96x64-0"))
     plain = copy.copy(classifier)
-    object.__setattr__(plain, "_folding", (classifier.module, frozenset()))
+    object.__setattr__(plain, "_folding", Folding(classifier.module))
     x = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
     target = ClassTarget(torch.tensor([1, 2]))
     for found, expected in zip(

@@ -147,7 +147,8 @@ def test_a_convolution_clips_its_own_output_where_that_changes_nothing(kind: typ
             # Both ends of the ReLU6 are met.
             part.running_var.uniform_(0.01, 0.1)
             part.running_mean.normal_()
-    folded, names = fold(module, (32, 32))
+    folding = fold(module, (32, 32))
+    folded, names = folding.module, folding.convolutions
     assert names == {"first", "second", "third"}
     parts = (folded.first, folded.second, folded.third)
     assert [getattr(part, "bounds", None) is not None for part in parts] == [True, False, True]
