@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,19 +20,32 @@ from salviz.work import Work
 
 
 class _PositiveGradient(torch.autograd.Function):
-    """ReLU or ReLU6 whose backward rectifies the signal and forgets the input (Zeiler & Fergus, sec. 2.1)."""
+    """ReLU or ReLU6 that lets only positive gradients back.
+
+    The deconvnet's forgets what the rectifier saw (Zeiler & Fergus, sec. 2.1), guided backpropagation's also stops
+    where the rectifier did (Springenberg et al., sec. 3.4). That can be told from its output, so that nothing else is
+    kept and the net's in-place rectifiers stay in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, upper: float | None) -> Tensor:
-        return x.clamp(min=0.0, max=upper)
+    def forward(ctx: Any, x: Tensor, bounds: tuple[float, float], is_inplace: bool, is_guided: bool) -> Tensor:
+        result = x.clamp_(*bounds) if is_inplace else x.clamp(*bounds)
+        if is_inplace:
+            ctx.mark_dirty(x)
+        ctx.bounds = bounds if is_guided else None
+        if is_guided:
+            ctx.save_for_backward(result)
+        return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.clamp(min=0.0), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.bounds is None:
+            return grad.clamp(min=0.0), None, None, None
+        passed = torch.ops.aten.hardtanh_backward(grad, *ctx.saved_tensors, *ctx.bounds)
+        return passed.clamp_(min=0.0), None, None, None
 
 
-_RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_}
-_RELU6 = {F.relu6}
+_RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_, F.relu6}
 _OTHER_RECTIFIERS = {
     getattr(F, name): name
     for name in (
@@ -131,12 +145,11 @@ class RectifierMode(TorchFunctionMode):
         others: Names of other rectifiers seen, for which guided backpropagation is not defined.
     """
 
-    def __init__(self, change: Callable[[Callable[[], Tensor], Tensor, float | None], Tensor] | None = None) -> None:
+    def __init__(self, change: Callable[[Activation], Tensor] | None = None) -> None:
         """See the rectifiers.
 
         Args:
-            change: Called in place of each ReLU and ReLU6, with the call itself, its input and the upper bound, if any;
-                gives its output.
+            change: Called in place of each ReLU and ReLU6 on the way of a gradient; gives its output.
         """
         super().__init__()
         self.change = change
@@ -154,30 +167,28 @@ class RectifierMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.hardtanh:
             low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
-            high = args[2] if len(args) > 2 else kwargs.get("max_val", 1.0)
             if low != 0.0:
                 self.others.add("hardtanh")
                 return func(*args, **kwargs)
-            return self._rectify(func, args, kwargs, high)
-        if func in _RELU or func in _RELU6:
-            return self._rectify(func, args, kwargs, 6.0 if func in _RELU6 else None)
+            return self._rectify(func, args, kwargs)
+        if func in _RELU:
+            return self._rectify(func, args, kwargs)
         if func in _OTHER_RECTIFIERS:
             self.others.add(_OTHER_RECTIFIERS[func])
         return func(*args, **kwargs)
 
-    def _rectify(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], upper: float | None) -> Any:
+    def _rectify(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.relus += 1
-        if self.change is None:
+        call = as_activation(func, args, kwargs)
+        if self.change is None or call is None or not (torch.is_grad_enabled() and call.x.requires_grad):
             return func(*args, **kwargs)
-        return self.change(lambda: func(*args, **kwargs), args[0] if args else kwargs["input"], upper)
+        return self.change(call)
 
 
-def _guided(call: Callable[[], Tensor], x: Tensor, upper: float | None) -> Tensor:
-    """A rectifier that drops negative gradients before its own backward (Springenberg et al., sec. 3.4)."""
-    out = call()
-    if out.requires_grad:
-        out.register_hook(lambda gradient: gradient.clamp(min=0.0))  # type: ignore[no-untyped-call]
-    return out
+def _changed(call: Activation, *, is_guided: bool) -> Tensor:
+    assert call.bounds is not None  # noqa: S101 - a ReLU or a ReLU6
+    result: Tensor = _PositiveGradient.apply(call.x, call.bounds, call.is_inplace, is_guided)
+    return result
 
 
 def guided_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work) -> tuple[Tensor, Tensor]:
@@ -188,7 +199,7 @@ def guided_gradient(classifier: Classifier, x: Tensor, target: Target, work: Wor
     """
 
     def compute() -> tuple[Tensor, Tensor]:
-        with RectifierMode(_guided):
+        with RectifierMode(partial(_changed, is_guided=True)):
             found = score_gradient(classifier, x, target)
         work.tick(2 * len(x))
         return found
@@ -203,11 +214,7 @@ def deconvnet_gradient(classifier: Classifier, x: Tensor, target: Target, work: 
         `(N, 3, H, W)` and `(N, K)` logits.
     """
 
-    def change(call: Callable[[], Tensor], z: Tensor, upper: float | None) -> Tensor:
-        result: Tensor = _PositiveGradient.apply(z, upper)
-        return result
-
-    with RectifierMode(change):
+    with RectifierMode(partial(_changed, is_guided=False)):
         found = score_gradient(classifier, x, target)
     work.tick(2 * len(x))
     return found

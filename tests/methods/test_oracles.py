@@ -89,12 +89,13 @@ def test_guided_backprop_equals_captum_where_captum_is_right() -> None:
     torch.testing.assert_close(explain(classifier, x, "guided_backprop", [1, 4]).maps, oracle)
 
 
-@pytest.mark.parametrize("form", ["module", "function", "tensor", "in place", "hardtanh"])
+@pytest.mark.parametrize("form", ["module", "function", "tensor", "in place", "answer not read", "hardtanh"])
 def test_guided_backprop_acts_on_every_form_of_relu6(form: str) -> None:
     """A naive guided backward pass by hand, in float64, for conv - ReLU6 - conv - ReLU6 - sum."""
     forms = {
         "module": nn.ReLU6(),
         "in place": nn.ReLU6(inplace=True),
+        "answer not read": lambda t: (nn.functional.relu6(t, inplace=True), t)[1],
         "function": lambda t: nn.functional.relu6(t),
         "hardtanh": lambda t: nn.functional.hardtanh(t, 0.0, 6.0),
         "tensor": lambda t: t.relu(),
