@@ -221,8 +221,7 @@ class _Trained:
         found["random"] = self._noise(check.seed)
         self.maps = {name: found[name] for name in check.rows}
         self.compared = {
-            name: [measure.with_first(own, valid=self.valid) for measure in measures]
-            for name, own in self.maps.items()
+            name: [measure.with_first(own, valid=self.valid) for measure in measures] for name, own in self.maps.items()
         }
         self.classes = self.logits.argmax(dim=1)
         self.target: Target = ClassTarget(self.classes) if check.target == "original" else PredictedTarget()
