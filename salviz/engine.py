@@ -179,6 +179,10 @@ def explain_set(
     return {name: found[name] for name in methods}
 
 
+_ONE_PASS = 2.5
+"""Image passes below which a method makes one way through the net, forward and back, and what little it adds."""
+
+
 @dataclass(frozen=True)
 class _Step:
     """A method of the set with all its settings, and the passes an image costs it alone."""
@@ -203,7 +207,8 @@ def _plan(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> list[
         method = registry.get(name)
         settings = method.card.check_parameters(parameters)
         steps.append(_Step(name, method, settings, method.card.passes(settings, size)))
-    return sorted(steps, key=lambda step: step.passes)
+    # What asks no net stands behind what asks it once: its result holds the net's logits all the same.
+    return sorted(steps, key=lambda step: step.passes or _ONE_PASS)
 
 
 def _total(plan: Sequence[_Step]) -> float:

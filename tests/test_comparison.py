@@ -54,8 +54,8 @@ def test_methods_share_their_passes() -> None:
         compare({classifier.digest: classifier}, PICTURE, every(classifier))
     finally:
         handle.remove()
-    # 1 for the CAMs and the gradients, 25 noisy copies, 1 prediction for the methods without one of their own.
-    assert sum(calls) == 1 + 25 + 1
+    # 1 for the CAMs, the gradients and the prediction of the methods without one of their own, 25 noisy copies.
+    assert sum(calls) == 1 + 25
     size = classifier.preprocessing.input_size
     assert engine.passes(dict.fromkeys(SET), size) == 2 + 50
 
@@ -74,12 +74,26 @@ def test_a_set_gives_what_each_method_gives_alone() -> None:
         classifier, x, methods=chosen, digests=digests, batch_size=2, publish=lambda name, found: told.append(name)
     )
     assert list(together) == list(chosen)
-    assert told == ["random", "grad_cam", "gradient", "smoothgrad", "vargrad"], "cheap ones first"
+    assert told == ["grad_cam", "gradient", "random", "smoothgrad", "vargrad"], "cheap ones first"
     for name, settings in chosen.items():
         alone = engine.explain(classifier, x, method=name, parameters=settings, digests=digests)
         scale = alone.maps.abs().max()
         torch.testing.assert_close(together[name].maps / scale, alone.maps / scale, atol=1e-4, rtol=1e-3)
         assert together[name].passes == alone.passes
+
+
+@pytest.mark.parametrize("cheap", ["grad_cam", "gradient"])
+def test_the_prediction_comes_with_whatever_way_through_the_net_was_made(cheap: str) -> None:
+    classifier, x, digests = timm_model("test_resnet"), images(3, 96), ["a", "b", "c"]
+    calls: list[int] = []
+    handle = classifier.runtime.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    try:
+        found = engine.explain_set(classifier, x, methods={"edge": None, cheap: None}, digests=digests)
+    finally:
+        handle.remove()
+    assert calls == [3]
+    torch.testing.assert_close(found["edge"].logits, classifier.predict(x))
+    assert torch.equal(found["edge"].classes, found[cheap].classes)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +178,7 @@ def test_cheap_rows_come_first_and_partial_results_grow() -> None:
         {classifier.digest: classifier}, PICTURE, every(classifier, ["smoothgrad", "grad_cam", "random"]),
         publish=lambda partial: seen.append([row.request.method for row in partial.rows]),
     )  # fmt: skip
-    assert seen[:3] == [["random"], ["grad_cam", "random"], ["smoothgrad", "grad_cam", "random"]]
+    assert seen[:3] == [["grad_cam"], ["grad_cam", "random"], ["smoothgrad", "grad_cam", "random"]]
 
 
 def test_known_rows_cost_nothing_more() -> None:

@@ -53,8 +53,8 @@ def fold(module: nn.Module, size: tuple[int, int], *, like: Folding | None = Non
     Args:
         module: Eval-mode, frozen; `(N, 3, H, W)` -> `(N, K)`. Not changed.
         size: `(height, width)` of its input.
-        like: Of a net with the same layers and other weights: its pairs are tried first, and where it has none nothing is
-            folded, so that a layer's name means the same in both.
+        like: Of a net with the same layers and other weights: its pairs are tried first, and where it has none nothing
+            is folded, so that a layer's name means the same in both.
 
     Returns:
         What came of it.

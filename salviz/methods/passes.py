@@ -61,7 +61,7 @@ def plain_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work
     """
 
     def compute() -> tuple[Tensor, Tensor]:
-        trunk: Trunk | None = next((found for name in work.wanted if (found := work.found(("trunk", name)))), None)
+        trunk = _found_trunk(work)
         if trunk is None or trunk.way is None:
             found = score_gradient(classifier, x, target)
             work.tick(2 * len(x))
@@ -71,6 +71,11 @@ def plain_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work
         return gradient, trunk.logits.detach()
 
     return work.once(GRADIENT, compute)
+
+
+def _found_trunk(work: Work) -> Trunk | None:
+    """The images' forward pass that was cut for class activation maps, where there was one."""
+    return next((found for name in work.wanted if (found := work.found(("trunk", name)))), None)
 
 
 @dataclass
@@ -170,7 +175,14 @@ def shared_logits(classifier: Classifier, x: Tensor, work: Work) -> Tensor:
 
     Not counted among a method's passes.
     """
-    return work.once("logits", lambda: classifier.predict(x))
+
+    def compute() -> Tensor:
+        trunk, gradient = _found_trunk(work), work.found(GRADIENT)
+        if trunk is not None:
+            return trunk.logits.detach().float()
+        return classifier.predict(x) if gradient is None else gradient[1].float()
+
+    return work.once("logits", compute)
 
 
 def blank_like(classifier: Classifier, x: Tensor, colour: str) -> Tensor:

@@ -213,7 +213,6 @@ def deconvnet_gradient(classifier: Classifier, x: Tensor, target: Target, work: 
     Returns:
         `(N, 3, H, W)` and `(N, K)` logits.
     """
-
     with RectifierMode(partial(_changed, is_guided=False)):
         found = score_gradient(classifier, x, target)
     work.tick(2 * len(x))

@@ -213,11 +213,18 @@ class _Trained:
         self.batch_size, self.counter = batch_size, counter
         self.valid = _seen(classifier, x) if check.skips_baseline else None
         self.classifier = classifier
+        self.same: dict[str, Tensor] = {}
+        """`(Q, N)` similarities of maps with themselves, as far as they were asked for."""
         self.native: dict[str, Tensor] = {}
         """The first image's maps at native resolution, of the net that was explained last."""
-        # The random map asks no net.
-        self.asked = {name: given for name, given in check.rows.items() if name != "random"}
-        found, self.logits = self._explain(classifier, self.asked, check.seed, PredictedTarget())
+        # The random map is drawn anew for every net.
+        asked = {name: given for name, given in check.rows.items() if name != "random"}
+        found, self.logits = self._explain(classifier, asked, check.seed, PredictedTarget())
+        # Other controls ask no net: their maps are those of every net. One is asked for where there is nothing else,
+        # for the net's logits.
+        seeing = {name: given for name, given in asked.items() if registry.get(name).card.family != "controls"}
+        self.asked = seeing or {"edge": None}
+        self.blind = {name: found[name] for name in asked if name not in seeing}
         found["random"] = self._noise(check.seed)
         self.maps = {name: found[name] for name in check.rows}
         self.compared = {
@@ -302,6 +309,7 @@ class _Trained:
         """Similarities, entropies, spread of the logits, agreement and logits of another net."""
         # The same random numbers as for the trained net, so that only the weights differ; but for the random map.
         found, logits = self._explain(net, self.asked, self.check.seed, target or self.target)
+        found |= self.blind
         found["random"] = self._noise(seed_of(self.check.seed, name, "random map"))
         spread = logits.std(dim=1) / self.logits.std(dim=1)
         agrees = (logits.argmax(dim=1) == self.classes).float()
@@ -321,11 +329,18 @@ class _Trained:
         """`(M, Q, N)`."""
         rows = []
         for name, compare in self.compared.items():
+            other = others[name]
+            if other is self.maps[name] and name in self.same:
+                rows.append(self.same[name])
+                self.counter.compared(len(compare) * len(other))
+                continue
             columns = []
             for similarity in compare:
-                columns.append(similarity(others[name]))
-                self.counter.compared(len(others[name]))
+                columns.append(similarity(other))
+                self.counter.compared(len(other))
             rows.append(torch.stack(columns))
+            if other is self.maps[name]:
+                self.same[name] = rows[-1]
         found: NDArray[np.float32] = torch.stack(rows).cpu().numpy()
         return found
 

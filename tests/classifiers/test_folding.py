@@ -166,7 +166,7 @@ def test_a_net_is_not_folded_where_the_one_it_is_like_is_not() -> None:
 def test_pairs_that_do_not_fit_are_found_anew() -> None:
     module = timm_model("test_resnet").module
     right = fold(module, (64, 64))
-    (first, norm), *others = right.pairs
+    (_, norm), *others = right.pairs
     swapped = Folding(module, ((others[0][0], norm), *others))
     assert fold(module, (64, 64), like=swapped).pairs == right.pairs
 

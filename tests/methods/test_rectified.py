@@ -53,7 +53,7 @@ def test_deconvnet_by_hand(form: str) -> None:
     # A contrast sends a negative signal down one channel: nothing of it may arrive.
     found = explain(classifier_of(Net(), size=10, classes=6), x, "deconvnet", [2, 0], against=[4, 1]).maps
     with torch.no_grad():
-        top = {name: torch.inf for name in ("module", "tensor", "in place, through a view")}.get(form, 6.0)
+        top = dict.fromkeys(("module", "tensor", "in place, through a view"), torch.inf).get(form, 6.0)
         h = a.double()(x.double()).clamp(0, top)
         _, places = F.max_pool2d(h, 2, return_indices=True)
         signal = torch.zeros(2, 6, 3, 3, dtype=torch.float64)
