@@ -53,15 +53,19 @@ def begin(
         sample.append(_sampled(pictures, place))
     plan: list[Shard] = []
     weights: dict[str, str] = {}
+    names: dict[str, dict[int, str]] = {}
     classifier: Classifier | None = None
     for model in spec.models:
         classifier = load(model, device=options.device)
         weights[model] = classifier.digest
-        plan += shards(spec, classifier, items_of(sample, pictures, classifier))
+        items = items_of(sample, pictures, classifier)
+        plan += shards(spec, classifier, items)
+        labels = sorted({item.label for item in items if item.label is not None})
+        names[model] = {label: classifier.labels.short(label) for label in labels}
     digests = {"version": __version__, "code": code_digest(), "weights": weights, "data": pictures.id}
     if folder.exists and not accepts_changes:
         refuse_changes(folder.path, folder.about, digests)
-    folder.begin(spec, sample, plan, digests)
+    folder.begin(spec, sample, plan, digests, names)
     return classifier if len(spec.models) == 1 else None
 
 

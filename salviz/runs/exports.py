@@ -6,6 +6,7 @@ import csv
 import io
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,7 +156,7 @@ def _charts(folder: RunFolder, found: Overview) -> Sequence[tuple[str, Any, str]
             for by, what in (("correct", "right and wrong"), ("confidence", "confidence"), ("class", "class")):
                 groups = results.groups(folder, model, metric, quantity, by)  # type: ignore[arg-type]
                 if len({one.group for one in groups}) > 1:
-                    order = words.groups(by, {one.group for one in groups}, "class {}".format)
+                    order = words.groups(by, {one.group for one in groups}, partial(folder.class_name, model))
                     figure = plots.grouped(groups, order, colours, titles, axis=title, theme="light")
                     caption = "Means with 95 % intervals over the pictures of a group; their number in brackets."
                     charts.append((f"{title} by {what}, {names[model]}", figure, caption))

@@ -23,7 +23,7 @@ from salviz.runs.plan import Shard
 from salviz.runs.spec import Spec
 
 ABOUT, SAMPLE, PLAN, SCORES, LOG, CANCEL = "run.json", "sample.parquet", "plan.parquet", "scores", "log.jsonl", "cancel"
-MAPS = "maps"
+MAPS, CLASSES = "maps", "classes.json"
 
 _STALE_SECONDS = 3600.0
 
@@ -142,7 +142,27 @@ class RunFolder:
             raise RequestError(f"'{self.path / name}' is missing or damaged; begin the run again.") from error
         return rows
 
-    def begin(self, spec: Spec, sample: Sequence[Sampled], plan: Sequence[Shard], digests: Mapping[str, Any]) -> None:
+    def class_name(self, model: str, index: int) -> str:
+        """Short name of a class of the sample's labels, as the model calls it; its number where that is not known."""
+        return self._classes.get(model, {}).get(str(index), f"class {index}")
+
+    @cached_property
+    def _classes(self) -> dict[str, dict[str, str]]:
+        try:
+            found: dict[str, dict[str, str]] = json.loads((self.path / CLASSES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            # Runs of earlier versions have no names; a run is as good without.
+            return {}
+        return found
+
+    def begin(
+        self,
+        spec: Spec,
+        sample: Sequence[Sampled],
+        plan: Sequence[Shard],
+        digests: Mapping[str, Any],
+        classes: Mapping[str, Mapping[int, str]],
+    ) -> None:
         """Write down what is asked; shards that are there already and belong to it will be used.
 
         Args:
@@ -150,11 +170,12 @@ class RunFolder:
             sample: The pictures.
             plan: The shards.
             digests: Of code, weights and data, for `run.json`.
+            classes: Short names of the sample's labels, by model.
 
         Raises:
             RequestError: The folder cannot be written to.
         """
-        for name in ("about", "spec", "sample", "plan"):
+        for name in ("about", "spec", "sample", "plan", "_classes"):
             self.__dict__.pop(name, None)
         about = {
             "spec": spec.as_dict(),
@@ -171,6 +192,8 @@ class RunFolder:
         for name, kind, rows in ((SAMPLE, Sampled, sample), (PLAN, Shard, plan)):
             columns = {one: [getattr(row, one) for row in rows] for one in kind.__dataclass_fields__}
             table.write(self.path / name, pa.table(columns))
+        names = {model: {str(index): name for index, name in known.items()} for model, known in classes.items()}
+        write_files(self.path, {CLASSES: json_text(names).encode()})
         write_files(self.path, {ABOUT: (json_text(about, indent=2) + "\n").encode()})
 
     def file(self, shard: Shard) -> Path:

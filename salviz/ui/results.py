@@ -197,8 +197,9 @@ def _groups(view: View, found: Overview) -> None:
         st.info(reasons[by], icon=":material/info:")
         return
     methods = list(dict.fromkeys(one.method for one in groups))
+    order = words.groups(by, {one.group for one in groups}, partial(view.run.class_name, model))
     figure = plots.grouped(
-        groups, words.groups(by, {one.group for one in groups}, class_names(model)), words.colours(methods),
+        groups, order, words.colours(methods),
         words.methods(methods), axis=words.score(metric, quantity), theme=panels.theme(),
     )  # fmt: skip
     _chart(figure, "groups", f"{words.score(metric, quantity)} by {_GROUPINGS[by].lower()}")

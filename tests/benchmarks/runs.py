@@ -12,17 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from salviz import load
+from salviz.classifiers import Classifier
 from salviz.classifiers.layers import target_layer
 from salviz.datasets import open_set, sample
 from salviz.runs import Spec
-from salviz.runs.bench import Options
+from salviz.runs.bench import Made, Options
 from salviz.runs.execution import begin, here, resume
 from salviz.runs.folder import RunFolder
 from salviz.runs.table import scan
@@ -52,25 +54,46 @@ def end_to_end(photos: Path, images: int, repeat: int) -> list[Ratio]:
     size = fitting(x.device)
 
     def passes(*, is_shared: bool) -> None:
-        """Of every picture: one forward that is differentiated down to the input, and one more for Grad-CAM alone."""
-        for _ in range(images):
-            for start in range(0, rows, size):
-                rows_ = slice(start, min(start + size, rows))
-                if not is_shared:
-                    with torch.no_grad():
-                        classifier.forward(x[rows_])
-                leaf = x[rows_].detach().requires_grad_(True)
-                torch.autograd.grad(target.part(rows_).score(classifier.forward(leaf)).sum(), leaf)
+        """Of one picture: one forward that is differentiated down to the input, and one more for Grad-CAM alone."""
+        for start in range(0, rows, size):
+            rows_ = slice(start, min(start + size, rows))
+            if not is_shared:
+                with torch.no_grad():
+                    classifier.forward(x[rows_])
+            leaf = x[rows_].detach().requires_grad_(True)
+            torch.autograd.grad(target.part(rows_).score(classifier.forward(leaf)).sum(), leaf)
+
+    made, alone, shared = [], [], []
 
     def run() -> None:
+        """A run takes minutes, in which a machine that others share changes: a picture's passes after every group."""
+        probes: dict[bool, float] = {False: 0.0, True: 0.0}
+        probing = 0.0
+
+        def watched(*args: Any, loaded: Classifier | None) -> Generator[Made, None, None]:
+            nonlocal probing
+            for group in here(*args, loaded=loaded):
+                yield group
+                count = next(iter(group.tables)).count
+                for is_shared in probes:
+                    started = time.perf_counter()
+                    passes(is_shared=is_shared)
+                    spent = time.perf_counter() - started
+                    probes[is_shared] += count * spent
+                    probing += spent
+
         with tempfile.TemporaryDirectory() as place:
             folder = RunFolder(place)
-            resume(folder, engine=partial(here, loaded=begin(spec, folder)))
+            started = time.perf_counter()
+            resume(folder, engine=partial(watched, loaded=begin(spec, folder)))
+            made.append(time.perf_counter() - started - probing)
+        alone.append(probes[False])
+        shared.append(probes[True])
 
-    seconds = measure(
-        {"run": run, "alone": lambda: passes(is_shared=False), "shared": lambda: passes(is_shared=True)}, repeat
-    )
+    # The first round warms up.
+    measure({"run": run}, repeat)
     title = f"The run: {images} photographs, {rows - 1} augmentations, Grad-CAM and gradient"
+    seconds = {"run": made[1:], "alone": alone[1:], "shared": shared[1:]}
     return [
         compare(seconds, "run", "alone", (title, "the model's passes of the two methods"), 1.25),
         compare(seconds, "run", "shared", (title, "these, with the forward that both share made once"), 1.25),

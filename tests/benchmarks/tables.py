@@ -42,7 +42,7 @@ def invent(path: Path, rows: int) -> RunFolder:
         for method in methods
     ]
     sample = [Sampled(f"picture {place}", str(place % 10), True, f"{place}") for place in range(images)]
-    folder.begin(spec, sample, plan, {"version": "", "code": "", "weights": {}, "data": "fashion"})
+    folder.begin(spec, sample, plan, {"version": "", "code": "", "weights": {}, "data": "fashion"}, {})
     scaled = [card for card in AUGMENTATIONS.values() if card.has_magnitude]
     generator = np.random.default_rng(0)
     for shard in plan:

@@ -295,7 +295,7 @@ def test_a_run_of_older_code_can_be_made_anew(visit_batch: Open) -> None:
     made = shelf.submit(replace(SPEC, images=2), "cpu")
     shelf.cancel(made)
     shelf.folder(made).begin(
-        replace(SPEC, images=2), [], [], {"version": "0.0", "code": "old", "weights": {}, "data": ""}
+        replace(SPEC, images=2), [], [], {"version": "0.0", "code": "old", "weights": {}, "data": ""}, {}
     )
     shelf.resume(made)
     worker.work(shelf, "cpu")

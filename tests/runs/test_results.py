@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from plotly.offline import get_plotlyjs
 
+from salviz.images.fashion import FASHION
 from salviz.metrics import Score
 from salviz.metrics.cose import Rows as CoseRows
 from salviz.metrics.cose import aggregate
 from salviz.runs import exports, results, rollup, summary, table, words
-from salviz.runs.folder import RunFolder
+from salviz.runs.folder import CLASSES, RunFolder
 from salviz.runs.results import Overview
 from tests.runs.conftest import done, spec
 
@@ -272,6 +273,17 @@ def test_the_report_stands_alone(run: RunFolder, found: Overview) -> None:
     ]
     assert sum(grouped) > 8
     assert text.count('class="plotly-graph-div"') == 1 + 5 + 2 * 3 + sum(grouped)
+    shown = {one.group for one in results.groups(run, "fashion_cnn", *results.quantities(found)[0], "class")}
+    for label in shown:
+        assert f'"{FASHION[int(label)]} (' in text.replace("\\u002f", "/")
+    assert '"class ' not in text
+
+
+def test_a_run_without_names_of_classes_shows_their_numbers(tmp_path: Path) -> None:
+    run = done(tmp_path / "run", spec(images=4))
+    assert run.class_name("fashion_cnn", 9) in (FASHION[9], "class 9")
+    (run.path / CLASSES).unlink()
+    assert RunFolder(run.path).class_name("fashion_cnn", 9) == "class 9"
 
 
 def test_what_somebody_else_named_cannot_write_into_the_report(tmp_path: Path) -> None:
