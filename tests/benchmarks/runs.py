@@ -4,6 +4,7 @@
 """
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -51,7 +52,8 @@ def end_to_end(photos: Path, images: int, repeat: int) -> list[Ratio]:
     frame = torch.stack([classifier.preprocessing.frame(shown[place % images].image) for place in range(rows)])
     x = classifier.preprocessing.normalise(frame.to(classifier.device))
     target = ClassTarget(classifier.predict(x).argmax(dim=1))
-    size = fitting(x.device)
+    # As the engine cuts them: parts alike.
+    size = math.ceil(rows / math.ceil(rows / fitting(x.device)))
 
     def passes(*, is_shared: bool) -> None:
         """Of one picture: one forward that is differentiated down to the input, and one more for Grad-CAM alone."""
@@ -166,24 +168,30 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 
-def growth(folder: Path, counts: tuple[int, int, int]) -> list[str]:
+def growth(folder: Path, counts: tuple[int, int, int], repeat: int) -> list[str]:
     """Seconds and memory of workers that make runs of three sizes; a straight line goes through the outer two."""
-    seconds, memory = [], []
-    for count in counts:
-        place = folder / f"{count}"
-        begin(_spec(count), RunFolder(place))
-        started = time.perf_counter()
-        found = subprocess.run(
-            [sys.executable, "-c", _WATCHED, "resume", str(place)], check=True, capture_output=True, text=True
-        )
-        seconds.append(time.perf_counter() - started)
-        memory.append(int(found.stdout.split()[-1]) / 1024)
+    memory = dict.fromkeys(counts, 0.0)
+    names = (folder / f"growth{number}" for number in range(10_000))
+
+    def work(count: int) -> Callable[[], None]:
+        def run() -> None:
+            place = next(names)
+            begin(_spec(count), RunFolder(place))
+            found = subprocess.run(
+                [sys.executable, "-c", _WATCHED, "resume", str(place)], check=True, capture_output=True, text=True
+            )
+            memory[count] = max(memory[count], int(found.stdout.split()[-1]) / 1024)
+
+        return run
+
+    found = measure({str(count): work(count) for count in counts}, repeat)
+    seconds = [statistics.median(found[str(count)]) for count in counts]
     slope = (seconds[2] - seconds[0]) / (counts[2] - counts[0])
     expected = seconds[0] + slope * (counts[1] - counts[0])
     lines = ["| Pictures | seconds | straight line | largest memory |", "|---:|---:|---:|---:|"]
     straight = (seconds[0], expected, seconds[2])
-    for count, spent, line, megabytes in zip(counts, seconds, straight, memory, strict=True):
-        lines.append(f"| {count} | {spent:.1f} | {line:.1f} | {megabytes:.0f} MB |")
+    for count, spent, line in zip(counts, seconds, straight, strict=True):
+        lines.append(f"| {count} | {spent:.1f} | {line:.1f} | {memory[count]:.0f} MB |")
     return lines
 
 
@@ -255,7 +263,7 @@ def main() -> None:
         parts = [
             "\n".join(table(found)),
             f"{conditions(options.repeat).capitalize()}. {same}",
-            "\n".join(growth(folder, (8, 64, 512))),
+            "\n".join(growth(folder, (8, 64, 512), max(3, options.repeat))),
             crashes(folder, options.kills),
         ]
     finally:

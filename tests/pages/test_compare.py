@@ -134,14 +134,14 @@ def test_cancel_keeps_what_was_there(compare: Open, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(METHODS, "gradient", replace(plain, explain=endless))
     monkeypatch.setattr(follow, "PATIENCE_SECONDS", 2.0)
-    app = compare(methods="edge,gradient")
+    app = compare(methods="grad_cam,gradient")
     assert begun.wait(60)
     app.run()
     (job,) = session.runner()._open.values()
-    assert row_titles(app) == ["Edge detector (control)"]
+    assert row_titles(app) == ["Grad-CAM"]
     app.button(key="cancel.compare.cheap").click().run()
     assert job.finished.wait(60)
-    assert row_titles(app) == ["Edge detector (control)"]
+    assert row_titles(app) == ["Grad-CAM"]
     assert "was stopped" in texts(app)
 
 
