@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from salviz.methods.card import Attribution, Method
 from salviz.methods.passes import GRADIENT, HEAD, shared_logits
 from salviz.seeds import generators
 from salviz.targets import ClassTarget, PredictedTarget, Target
-from salviz.work import Progress, Work, fitting, silent
+from salviz.work import Progress, Work, even, fitting, silent
 
 Settings = Mapping[str, Any]
 
@@ -152,9 +151,7 @@ def explain_set(
         found: dict[str, Explained] = {}
         start = 0
         while start < len(x):
-            # Parts alike: 49 images in passes of at most 8 are 7 of 7, where a last pass of 1 would take as long as 2.
-            left = len(x) - start
-            rows = slice(start, start + math.ceil(left / math.ceil(left / work.batch_size)))
+            rows = slice(start, start + even(len(x) - start, work.batch_size))
             work.forget()
             # Rows of a part that did not fit are tried again with all their methods.
             for step in plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,6 +25,18 @@ def fitting(device: torch.device) -> int:
     passes of sixteen.
     """
     return _FEW if device.type == "cpu" else 32
+
+
+def even(count: int, most: int) -> int:
+    """Images in each of the fewest passes, so that all are about alike.
+
+    Of 49 images and at most 8 in a pass it is 7: a last pass of 1 would take as long as 2.
+
+    Args:
+        count: Images in all.
+        most: Images in a pass at the most.
+    """
+    return math.ceil(count / math.ceil(count / most))
 
 
 def silent(done: int, total: int) -> None:

@@ -26,26 +26,25 @@ def spearman(a: Tensor, b: Tensor, *, valid: Tensor | Validity | None = None) ->
     Raises:
         ValueError: If the maps do not match.
     """
-    pixels, _ = validated(a, b, valid)
-    return _correlation(_ranks(a, pixels), _ranks(b, pixels))
+    return spearman_with(a, valid=valid)(b)
 
 
-def spearman_with(a: Tensor, *, valid: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+def spearman_with(a: Tensor, *, valid: Tensor | Validity | None = None) -> Callable[[Tensor], Tensor]:
     """`spearman` of the same maps with one batch after the other: they are ranked once.
 
     Args:
         a: `(N, H, W)` floating point.
-        valid: `(N, H, W)` bool.
+        valid: As for `spearman`.
 
     Returns:
         What takes the other maps and returns `(N,)`.
     """
-    validated(a, a, valid)
-    own = _ranks(a, valid)
+    pixels, _ = validated(a, a, valid)
+    own = _ranks(a, pixels)
 
     def compare(b: Tensor) -> Tensor:
         validated(a, b, valid)
-        return _correlation(own, _ranks(b, valid))
+        return _correlation(own, _ranks(b, pixels))
 
     return compare
 

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import math
 import os
 import random
 import shutil
@@ -31,7 +30,7 @@ from salviz.runs.folder import RunFolder
 from salviz.runs.table import scan
 from salviz.targets import ClassTarget
 from salviz.transforms import draw_variants
-from salviz.work import fitting
+from salviz.work import even, fitting
 from tests.benchmarks.timing import Ratio, compare, conditions, measure, table
 from tests.readme import put_into
 
@@ -52,8 +51,8 @@ def end_to_end(photos: Path, images: int, repeat: int) -> list[Ratio]:
     frame = torch.stack([classifier.preprocessing.frame(shown[place % images].image) for place in range(rows)])
     x = classifier.preprocessing.normalise(frame.to(classifier.device))
     target = ClassTarget(classifier.predict(x).argmax(dim=1))
-    # As the engine cuts them: parts alike.
-    size = math.ceil(rows / math.ceil(rows / fitting(x.device)))
+    # As the engine cuts them.
+    size = even(rows, fitting(x.device))
 
     def passes(*, is_shared: bool) -> None:
         """Of one picture: one forward that is differentiated down to the input, and one more for Grad-CAM alone."""
