@@ -164,9 +164,12 @@ def test_a_convolution_clips_its_own_output_where_that_changes_nothing(kind: typ
         fast = folded(x)
         with Watch():
             plain = folded(x)
-    # Who looks at the calls sees all of them, and the values are the same to the last bit.
+    # Who looks at the calls sees all of them. Which kernel oneDNN takes depends on the machine, on its threads and on
+    # what follows the convolution, so that sums are not everywhere made in one order: neither is further from the truth.
     assert (calls.count("conv2d"), calls.count("hardtanh")) == (3, 3)
-    assert torch.equal(fast, plain)
+    exact = copy.deepcopy(folded).double()(x.double())
+    for values in (fast, plain):
+        torch.testing.assert_close(values.double(), exact, atol=2e-6, rtol=0)
     torch.testing.assert_close(fast, module(x), atol=1e-4, rtol=1e-4)
     assert torch.equal(folded(x.clone().requires_grad_(True)).detach(), plain)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
