@@ -165,7 +165,7 @@ def test_a_convolution_clips_its_own_output_where_that_changes_nothing(kind: typ
         with Watch():
             plain = folded(x)
     # Who looks at the calls sees all of them. Which kernel oneDNN takes depends on the machine, on its threads and on
-    # what follows the convolution, so that sums are not everywhere made in one order: neither is further from the truth.
+    # what follows the convolution, so that sums are not everywhere made in one order.
     assert (calls.count("conv2d"), calls.count("hardtanh")) == (3, 3)
     exact = copy.deepcopy(folded).double()(x.double())
     for values in (fast, plain):

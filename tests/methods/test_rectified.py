@@ -210,6 +210,43 @@ def test_full_grad_is_complete_in_float64(name: str, output: str) -> None:
     assert (found.completeness.abs() < 1e-10 * score.clamp(min=1)).all()
 
 
+class Overwriting(nn.Module):
+    """Rectifiers in place or not: after a convolution, after a sum made in place, and over what another has read."""
+
+    def __init__(self, *, is_inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second, self.third = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+        self.fourth = nn.Conv2d(8, 4, 1)
+        self.relu, self.relu6 = nn.ReLU(is_inplace), nn.ReLU6(is_inplace)
+        for part in self.children():
+            if isinstance(part, nn.Conv2d):
+                nn.init.normal_(part.weight, std=0.5)
+                nn.init.normal_(part.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = self.relu6(self.first(x))
+        out = self.second(skip)
+        out += skip
+        out = self.relu(out)
+        read = self.third(out)
+        # Its gradient is that of both readers.
+        before = read * 2.0
+        out = self.relu6(read) + before
+        return self.fourth(out).mean(dim=(2, 3))
+
+
+def test_full_grad_is_the_same_whether_rectifiers_overwrite_or_not() -> None:
+    x = images(5, 12)
+    plain, overwriting = (
+        explain(classifier_of(Overwriting(is_inplace=is_inplace), size=12, classes=4), x, "full_grad", [0, 1, 2, 3, 0])
+        for is_inplace in (False, True)
+    )
+    torch.testing.assert_close(overwriting.maps, plain.maps)
+    assert plain.completeness.abs().max() < 1e-4
+    assert overwriting.completeness.abs().max() < 1e-4
+
+
 def test_full_grad_refuses_what_has_no_biases_on_the_picture() -> None:
     with pytest.raises(MethodError, match="tokens that mix"):
         explain(timm_model("test_vit"), images(1, 160), "full_grad", [0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,72 +15,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.lean import clip_
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
-from salviz.methods.pieces import pieces
+from salviz.methods.gradients.terms import Bias, ClipWithTerms, FullGradTerms, under
 from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
 from salviz.targets import Target
 from salviz.work import Work
 
 _ATTENTION = ("softmax", "scaled_dot_product_attention", "multi_head_attention_forward")
-
-
-class FullGradTerms:
-    """Sums the terms of one backward pass as their gradients come by (section 3 of the paper).
-
-    Every term is a gradient times a constant: `g * b` for a bias, `g * x` for the input. What each adds to the score
-    is summed in `score`; what the terms that lie on the picture look like after the paper's post-processing (absolute
-    value, rescaled to [0, 1] a layer at a time, resized to the input) is summed for `saliency`.
-
-    Attributes:
-        score: `(N,)` sum of all terms.
-    """
-
-    def __init__(self, x: Tensor) -> None:
-        """Start with nothing.
-
-        Args:
-            x: `(N, 3, H, W)` of the pictures' shape, type and device.
-        """
-        self.score = torch.zeros(len(x), device=x.device, dtype=x.dtype)
-        self._drawn: dict[tuple[int, int], Tensor] = {}
-
-    def add(self, gradient: Tensor, constant: Tensor) -> None:
-        """Terms of every channel and place.
-
-        Args:
-            gradient: `(N, C, h, w)` of the score with respect to the layer's output.
-            constant: `(C,)` a bias, or `(N, C, h, w)`.
-        """
-        if gradient.shape[2] * gradient.shape[3] == 1:
-            # It has no place in the picture.
-            self.score += (gradient * (constant.view(1, -1, 1, 1) if constant.ndim == 1 else constant)).sum((1, 2, 3))
-            return
-        rescaled = torch.cat([self._part(gradient[part], constant, part) for part in pieces(gradient)])
-        key = (rescaled.shape[1], rescaled.shape[2])
-        self._drawn[key] = self._drawn[key] + rescaled if key in self._drawn else rescaled
-
-    def _part(self, gradient: Tensor, constant: Tensor, rows: slice) -> Tensor:
-        """Terms of some pictures, added to their scores and rescaled: `(n, h, w)`."""
-        if constant.ndim == 1:
-            self.score[rows] += gradient.sum(dim=(2, 3)) @ constant
-            size = gradient.abs().mul_(constant.abs().view(1, -1, 1, 1))
-        else:
-            terms = gradient * constant[rows]
-            self.score[rows] += terms.sum(dim=(1, 2, 3))
-            size = terms.abs_()
-        low, high = size.amin(dim=(1, 2, 3)), size.amax(dim=(1, 2, 3))
-        span = high - low
-        scale = torch.where(span > 0, 1 / span, torch.zeros_like(span)).view(-1, 1, 1)
-        # The same for all channels of the layer, so it can follow their sum.
-        return (size.sum(dim=1) - size.shape[1] * low.view(-1, 1, 1)) * scale
-
-    def saliency(self, size: tuple[int, int]) -> Tensor:
-        """The paper's map: `(N, height, width)`, never negative."""
-        # Resizing is linear, so layers of one size are resized together.
-        parts = [
-            F.interpolate(drawn.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
-            for drawn in self._drawn.values()
-        ]
-        return torch.cat(parts, dim=1).sum(dim=1)
 
 
 class _BiasMode(TorchFunctionMode):
@@ -98,6 +39,7 @@ class _BiasMode(TorchFunctionMode):
         self.tokens = False
         # What linear layers and layer norms made of four dimensions has its channels last.
         self._is_last: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._biases: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -111,7 +53,10 @@ class _BiasMode(TorchFunctionMode):
             out = func(*args, **kwargs)
             bias = kwargs.get("bias", args[2] if len(args) > 2 else None)
             self._note(out, is_last=name == "linear")
-            if bias is not None:
+            if bias is not None and self.terms is not None and self._is_picture(out):
+                self._biases[out] = known = Bias(bias.detach())
+                out.register_hook(partial(known.tell, self.terms))
+            elif bias is not None:
                 self._watch(out, lambda: bias)
             return out
         if func is F.batch_norm:
@@ -126,11 +71,13 @@ class _BiasMode(TorchFunctionMode):
         activation = as_activation(func, args, kwargs)
         if activation is not None:
             # In place where the net does so and the input is not needed any more.
-            bounds = activation.bounds
+            bounds, x = activation.bounds, activation.x
             if bounds is None or bounds[0] != 0.0:
-                out = activation.apply(activation.x)
+                out = activation.apply(x)
+            elif activation.is_inplace and self._is_picture(x) and not (x.is_leaf or x._is_view()):
+                return ClipWithTerms.apply(x, bounds[1], self.terms, self._biases.get(x))  # type: ignore[no-untyped-call]
             elif func is F.hardtanh and activation.is_inplace:
-                out = clip_(activation.x, *bounds)
+                out = clip_(x, *bounds)
             else:
                 out = func(*args, **kwargs)
             self._note(out, is_last=activation.x in self._is_last)
@@ -146,6 +93,11 @@ class _BiasMode(TorchFunctionMode):
             self._watch(out, lambda: -out.detach())
             return out
         return func(*args, **kwargs)
+
+    def _is_picture(self, out: Tensor) -> bool:
+        """Whether terms are wanted of features `(N, C, h, w)` that have places."""
+        wanted = self.terms is not None and out.requires_grad and out.ndim == 4
+        return wanted and out not in self._is_last and out.shape[2] * out.shape[3] > 1
 
     def _note(self, out: Tensor, *, is_last: bool) -> None:
         if out.ndim == 4 and is_last:
@@ -221,8 +173,8 @@ def _centred_intercept(func: Any, out: Tensor, args: tuple[Any, ...], kwargs: di
 def _intercept(call: Activation, z: Tensor, out: Tensor) -> Tensor:
     """`phi(z) - phi'(z) z` of an activation."""
     if call.bounds is not None and call.bounds[0] == 0.0:
-        # The cap where it holds, and nothing below: the largest float under it is the threshold.
-        return F.threshold(out, call.bounds[1] * (1 - 2**-24), 0.0)
+        # The cap where it holds, and nothing below.
+        return F.threshold(out, under(call.bounds[1]), 0.0)
     with torch.enable_grad():
         leaf = z.requires_grad_(True)
         (slope,) = torch.autograd.grad(call.apply(leaf).sum(), leaf)

@@ -79,7 +79,8 @@ class _Rescaled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
-        return grad * slope, None, None
+        # Needed once; should somebody go back a second time, autograd sees that it was overwritten.
+        return slope.mul_(grad), None, None
 
 
 def _close(z: Tensor) -> float:

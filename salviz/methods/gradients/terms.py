@@ -1,0 +1,167 @@
+"""The terms that FullGrad's score is made of, found on a backward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from salviz.methods.pieces import pieces
+
+_Piece = tuple[Tensor, Tensor, Tensor, Tensor]
+"""What `_terms_of` returns."""
+
+
+class FullGradTerms:
+    """Sums the terms of one backward pass as their gradients come by (section 3 of the paper).
+
+    Every term is a gradient times a constant: `g * b` for a bias, `g * x` for the input. What each adds to the score
+    is summed in `score`; what the terms that lie on the picture look like after the paper's post-processing (absolute
+    value, rescaled to [0, 1] a layer at a time, resized to the input) is summed for `saliency`.
+
+    Attributes:
+        score: `(N,)` sum of all terms.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        """Start with nothing.
+
+        Args:
+            x: `(N, 3, H, W)` of the pictures' shape, type and device.
+        """
+        self.score = torch.zeros(len(x), device=x.device, dtype=x.dtype)
+        self._drawn: dict[tuple[int, int], Tensor] = {}
+
+    def add(self, gradient: Tensor, constant: Tensor) -> None:
+        """Terms of every channel and place.
+
+        Args:
+            gradient: `(N, C, h, w)` of the score with respect to the layer's output.
+            constant: `(C,)` a bias, or `(N, C, h, w)`.
+        """
+        if gradient.shape[2] * gradient.shape[3] == 1:
+            # It has no place in the picture.
+            self.score += (gradient * (constant.view(1, -1, 1, 1) if constant.ndim == 1 else constant)).sum((1, 2, 3))
+            return
+        scratch, found = _room(gradient), []
+        for part in pieces(gradient):
+            given = gradient[part]
+            found.append(_terms_of(given, constant if constant.ndim == 1 else constant[part], scratch[: len(given)]))
+        self.take(found, gradient.shape[1])
+
+    def take(self, parts: Sequence[_Piece], channels: int) -> None:
+        """What `_terms_of` found for all pictures of a layer of so many channels, piece by piece."""
+        scores, sizes, low, high = (torch.cat(found) for found in zip(*parts, strict=True))
+        self.score += scores
+        span = high - low
+        scale = torch.where(span > 0, 1 / span, torch.zeros_like(span)).view(-1, 1, 1)
+        # The same for all channels of the layer, so it can follow their sum.
+        rescaled = (sizes - channels * low.view(-1, 1, 1)) * scale
+        key = (rescaled.shape[1], rescaled.shape[2])
+        self._drawn[key] = self._drawn[key] + rescaled if key in self._drawn else rescaled
+
+    def saliency(self, size: tuple[int, int]) -> Tensor:
+        """The paper's map: `(N, height, width)`, never negative."""
+        # Resizing is linear, so layers of one size are resized together.
+        parts = [
+            F.interpolate(drawn.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
+            for drawn in self._drawn.values()
+        ]
+        return torch.cat(parts, dim=1).sum(dim=1)
+
+
+def _terms_of(gradient: Tensor, constant: Tensor, scratch: Tensor) -> _Piece:
+    """A layer's terms of some pictures: `(n,)` their sum; of their sizes `(n, h, w)` the sum over the channels.
+
+    The last two are `(n,)` the smallest and the largest size.
+
+    Args:
+        gradient: `(n, C, h, w)` of the score with respect to the layer's output.
+        constant: `(C,)` a bias, or `(n, C, h, w)`.
+        scratch: `(n, C, h, w)`, overwritten; it may be the constant. New memory would cost more than the arithmetic.
+    """
+    if constant.ndim == 1:
+        score = gradient.sum(dim=(2, 3)) @ constant
+        size = torch.abs(gradient, out=scratch).mul_(constant.abs().view(1, -1, 1, 1))
+    else:
+        terms = torch.mul(gradient, constant, out=scratch)
+        score = terms.sum(dim=(1, 2, 3))
+        size = terms.abs_()
+    return score, size.sum(dim=1), size.amin(dim=(1, 2, 3)), size.amax(dim=(1, 2, 3))
+
+
+@dataclass
+class Bias:
+    """A layer's bias on its way: whoever computes the gradient at the layer can find its terms while at it.
+
+    Attributes:
+        value: `(C,)`.
+        gradient: What `parts` are of, or None.
+        version: Of that gradient: autograd adds to gradients in place.
+        parts: From `_terms_of`.
+    """
+
+    value: Tensor
+    gradient: Tensor | None = None
+    version: int = 0
+    parts: Sequence[_Piece] = ()
+
+    def tell(self, terms: FullGradTerms, gradient: Tensor) -> None:
+        """Give the terms their share, once the gradient at the layer is whole."""
+        if gradient is self.gradient and gradient._version == self.version:
+            terms.take(self.parts, gradient.shape[1])
+        else:
+            terms.add(gradient, self.value)
+        self.gradient, self.parts = None, ()
+
+
+class ClipWithTerms(torch.autograd.Function):
+    """ReLU or ReLU6 in place whose way back finds the terms of its cap, and of the bias before it, while at it.
+
+    Each reads what the other has just written: one way through memory for the three of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, high: float, terms: FullGradTerms, bias: Bias | None) -> Tensor:
+        """`(N, C, h, w)`, overwritten."""
+        x.clamp_(0.0, high)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x)
+        ctx.high, ctx.terms, ctx.bias = high, terms, bias
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient as the rectifier lets it pass."""
+        (result,) = ctx.saved_tensors
+        high, bias = ctx.high, ctx.bias
+        passed, scratch = torch.empty_like(gradient), _room(gradient)
+        caps, biases = [], []
+        for part in pieces(gradient):
+            given, clipped, left = gradient[part], result[part], passed[part]
+            room = scratch[: len(given)]
+            if high < math.inf:
+                caps.append(_terms_of(given, torch.ops.aten.threshold.out(clipped, under(high), 0.0, out=room), room))
+            torch.ops.aten.hardtanh_backward.grad_input(given, clipped, 0.0, high, grad_input=left)
+            if bias is not None:
+                biases.append(_terms_of(left, bias.value, room))
+        if caps:
+            ctx.terms.take(caps, gradient.shape[1])
+        if bias is not None:
+            bias.gradient, bias.version, bias.parts = passed, passed._version, biases
+        return passed, None, None, None
+
+
+def under(high: float) -> float:
+    """The threshold above which a clamp's cap holds: the largest float under it."""
+    return high * (1 - 2**-24)
+
+
+def _room(gradient: Tensor) -> Tensor:
+    """Memory for one of its pieces."""
+    return torch.empty_like(gradient[next(pieces(gradient))])
