@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -99,3 +100,27 @@ class Work:
     def forget(self) -> None:
         """Drop what was shared: another batch comes, or memory ran out."""
         self._shared.clear()
+
+
+def helper(name: str) -> ThreadPoolExecutor:
+    """A thread to prepare things in while the calling thread goes on computing on the CPU.
+
+    PyTorch gives every thread that computes a team of its own. As soon as the teams' threads outnumber the cores,
+    OpenMP has them all sleep between two layers instead of waiting awake, and a forward of many small layers takes a
+    sixth longer for as long as the second team exists, idle or not. So the helper works without one.
+
+    Args:
+        name: Of the thread.
+    """
+    count = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    pool.submit(_work_alone).result()
+    # The number counts for the thread that sets it, and for those that are yet to come.
+    torch.set_num_threads(count)
+    return pool
+
+
+def _work_alone() -> None:
+    # A thread's first look takes the number that the others have, so it must come first.
+    torch.get_num_threads()
+    torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from salviz import __version__
 from salviz.cli import explain, listing, runs, sanity, train
 from salviz.cli.arguments import REFUSED, Parser
 from salviz.errors import SalvizError
+from salviz.memory import keep_freed
 
 INTERRUPTED = 130
 """Exit code: stopped with Ctrl-C."""
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: After `--help` and `--version`, and for arguments that do not parse.
     """
     options = parser().parse_args(argv)
+    keep_freed()
     try:
         options.run(options)
         sys.stdout.flush()

@@ -23,6 +23,7 @@ from salviz import load
 from salviz.classifiers import Classifier
 from salviz.classifiers.layers import target_layer
 from salviz.datasets import open_set, sample
+from salviz.memory import keep_freed
 from salviz.runs import Spec
 from salviz.runs.bench import Made, Options
 from salviz.runs.execution import begin, here, resume
@@ -253,6 +254,8 @@ def main() -> None:
     parser.add_argument("--markdown-into", type=Path, metavar="FILE", help="put the tables between the file's marks")
     options = parser.parse_args()
     torch.set_num_threads(2)
+    # As the command line does.
+    keep_freed()
     folder = Path(tempfile.mkdtemp())
     try:
         found = end_to_end(options.photos, options.images, options.repeat)

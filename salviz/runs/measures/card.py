@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from salviz.datasets import PictureSet
 from salviz.errors import ImageError, RequestError
 from salviz.images import Picture
 from salviz.runs.table import NONE, Row
-from salviz.work import Progress, silent
+from salviz.work import Progress, helper, silent
 
 Settings = Mapping[str, Any]
 Rows = dict[str, list[Row]]
@@ -178,7 +178,7 @@ def ahead(make: Callable[[Asked], Made], asked: Iterable[Asked], *, depth: int =
         depth: Made ahead at the most.
     """
     waiting = iter(asked)
-    with ThreadPoolExecutor(1, thread_name_prefix="salviz-ahead") as pool:
+    with helper("salviz-ahead") as pool:
         made: list[Future[Made]] = [pool.submit(make, one) for one in islice(waiting, depth)]
         try:
             while made:

@@ -1,0 +1,76 @@
+"""What PyTorch and C's library are told about threads and memory, each seen in a process of its own."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the system's C library is another")
+
+
+def told_by(program: str) -> list[int]:
+    """What a program prints last, as JSON."""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    found: list[int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+_TEAMS = """
+import json, threading, torch
+from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from salviz.work import helper
+
+def computes():
+    (torch.randn(1_000_000) * 2).sum()
+    return torch.get_num_threads()
+
+def threads():
+    return len(list(Path("/proc/self/task").iterdir()))
+
+torch.set_num_threads(3)
+computes()
+found = [threads()]
+with helper("helper") as pool:
+    found += [pool.submit(computes).result(), threads(), computes()]
+with ThreadPoolExecutor(1) as pool:
+    found += [pool.submit(computes).result(), threads()]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux tells them")
+def test_a_helper_has_no_team_and_nobody_elses_is_changed() -> None:
+    before, alone, beside, mine, other, with_team = told_by(_TEAMS)
+    assert (alone, beside) == (1, before + 1)
+    # The oracle: an ordinary thread brings two more.
+    assert (mine, other, with_team) == (3, 3, before + 3)
+
+
+_FAULTS = """
+import json, resource, sys, torch
+from salviz.memory import keep_freed
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(16_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+torch.set_num_threads(1)
+found = [faults()]
+assert keep_freed()
+faults()
+print(json.dumps([*found, faults()]))
+"""
+
+
+@on_glibc
+def test_freed_memory_is_kept() -> None:
+    before, after = told_by(_FAULTS)
+    # Twenty times 64 MB in pages of 4 kB, or of 2 MB where the system hands out large ones.
+    assert before > 20 * 64 // 2
+    assert after < before / 10
