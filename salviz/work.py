@@ -70,9 +70,10 @@ class Work:
         self.progress(self.done, max(self.total, self.done))
 
     def chunks(self, count: int) -> Iterator[slice]:
-        """Cut `count` images into slices that fit in one pass."""
-        for start in range(0, count, self.batch_size):
-            yield slice(start, min(start + self.batch_size, count))
+        """Cut `count` images into slices that fit in one pass, all about alike."""
+        step = even(count, self.batch_size) if count else 1
+        for start in range(0, count, step):
+            yield slice(start, min(start + step, count))
 
     def copies(self, images: int) -> int:
         """How many changed copies of a batch of `images` fit in one pass; at least one."""

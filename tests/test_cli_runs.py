@@ -2,13 +2,20 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from salviz.cli import main
 from salviz.cli.arguments import REFUSED
+from salviz.runs import execution
+from salviz.runs.bench import Counts, Made, Options
+from salviz.runs.execution import here
 from salviz.runs.folder import RunFolder
+from salviz.runs.presence import holding
+from salviz.runs.shelf import Shelf
 from tests.runs.conftest import done, spec
 
 BASIC = ["run", "--data", "fashion", "--models", "fashion_cnn", "--images", "4"]
@@ -47,6 +54,26 @@ def test_parts_are_made_by_workers_of_their_own(tmp_path: Path, capsys: pytest.C
     assert main(["resume", out, "--shard", "1/2"]) == 0
     assert main(["status", out]) == 0
     assert "4 of 4 shards, 4 pictures: complete" in capsys.readouterr().out
+
+
+def test_pages_see_a_run_of_the_command_line_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, seen = Shelf(tmp_path), []
+
+    def watched(folder: RunFolder, groups: Any, options: Options, counts: Counts, **loaded: Any) -> Iterator[Made]:
+        for made in here(folder, groups, options, counts, **loaded):
+            seen.append(shelf.standing("run"))
+            yield made
+
+    monkeypatch.setattr(execution, "here", watched)
+    assert main([*BASIC, "--group", "2", "--out", str(tmp_path / "run")]) == 0
+    assert [(one.state, one.total) for one in seen] == [("running", 8), ("running", 8)]
+    assert shelf.standing("run").state == "complete"
+    # Who comes second works too, and is not in the way of the first.
+    RunFolder(tmp_path / "run").file(RunFolder(tmp_path / "run").plan[0]).unlink()
+    with holding(tmp_path / "run"):
+        assert main(["resume", str(tmp_path / "run")]) == 0
+        assert shelf.standing("run").state == "running"
+    assert shelf.standing("run").state == "complete"
 
 
 def test_a_cancelled_run_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,14 +156,20 @@ def _store(options: argparse.Namespace) -> Store | None:
 
 def _work(folder: RunFolder, options: argparse.Namespace, engine: Engine, store: Store | None) -> None:
     from salviz.runs.execution import resume
+    from salviz.runs.presence import holding
 
     folder.go_on()
     try:
-        with Counter("Running: explanation") as counter:
+        with Counter("Running: explanation") as counter, holding(folder.path, is_shared=True) as pages:
+
+            def told(done: int, total: int, what: str) -> None:
+                counter.show(done, total, f" ({what})")
+                pages(done, total, what)
+
             resume(
                 folder,
                 _options(options),
-                told=lambda done, total, what: counter.show(done, total, f" ({what})"),
+                told=told,
                 accepts_changes=options.accept_changes,
                 engine=engine,
                 store=store,

@@ -6,17 +6,12 @@ Nothing about a run lives in a process: whoever reads its folder knows how it st
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from filelock import FileLock, Timeout
 
 from salviz import datasets
 from salviz.errors import RequestError
@@ -24,6 +19,7 @@ from salviz.images import Picture
 from salviz.plain import json_text, write_files
 from salviz.runs.folder import RunFolder
 from salviz.runs.measures import Item
+from salviz.runs.presence import how_far, is_held, read_json
 from salviz.runs.spec import Spec
 
 VARIABLE = "SALVIZ_RUNS_DIR"
@@ -32,8 +28,7 @@ VARIABLE = "SALVIZ_RUNS_DIR"
 TRIES = 3
 """A run whose worker died so often without a word is not begun again by itself."""
 
-_ASKED, _WANTED, _PROGRESS, _FAILURE, _LOCK = "asked.json", "wanted.json", "progress.json", "failure.json", ".lock"
-_SECONDS = 0.5
+_ASKED, _WANTED, _FAILURE = "asked.json", "wanted.json", "failure.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
 
 State = Literal["waiting", "running", "complete", "cancelled", "failed", "interrupted"]
@@ -182,7 +177,7 @@ class Shelf:
         """
         folder = self.folder(name)
         folder.cancel()
-        if not self._is_locked(name):
+        if not is_held(folder.path):
             (folder.path / _WANTED).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
@@ -194,7 +189,7 @@ class Shelf:
         import shutil
 
         folder = self.folder(name)
-        if self._is_locked(name):
+        if is_held(folder.path):
             raise RequestError(f"The run {name} is at work; cancel it first.")
         shutil.rmtree(folder.path, ignore_errors=True)
 
@@ -202,7 +197,7 @@ class Shelf:
         """Runs that wait for a device, the first asked for first."""
         waiting = []
         for name in self._found():
-            wanted = _read(self.root / name / _WANTED)
+            wanted = read_json(self.root / name / _WANTED)
             if wanted and wanted["device"] == device:
                 waiting.append((float(wanted["since"]), name))
         return [name for _, name in sorted(waiting)]
@@ -215,17 +210,16 @@ class Shelf:
         """
         folder, asked = self.folder(name), self._asked(name)
         common: dict[str, Any] = {"name": name, "asked": asked["time"], "device": str(asked["device"])}
-        if self._is_locked(name):
-            now = _read(folder.path / _PROGRESS) or {}
-            return Standing(state="running", **common, **{key: now[key] for key in _TOLD if key in now})
+        if is_held(folder.path):
+            return Standing(state="running", **common, **how_far(folder.path))
         status = folder.status() if folder.exists else None
         if status is not None:
             common |= {"done": status.explained, "total": status.explanations}
-        failure = _read(folder.path / _FAILURE)
+        failure = read_json(folder.path / _FAILURE)
         if failure:
             is_changed = bool(failure.get("is_changed"))
             return Standing(state="failed", **common, error=str(failure["error"]), is_changed=is_changed)
-        if _read(folder.path / _WANTED):
+        if read_json(folder.path / _WANTED):
             # Its own place counts those before it, and the one at work.
             before = self.queue(str(asked["device"]))
             return Standing(state="waiting", **common, place=before.index(name) if name in before else 0)
@@ -236,7 +230,7 @@ class Shelf:
     def _asked(self, name: str) -> dict[str, Any]:
         """What was asked, when and for which device; a run of the command line says less."""
         path = self.root / name
-        found = _read(path / _ASKED)
+        found = read_json(path / _ASKED)
         if found is None:
             folder = RunFolder(path)
             return {"spec": folder.spec.as_dict(), "device": "cpu", "time": (path / "run.json").stat().st_mtime}
@@ -251,20 +245,11 @@ class Shelf:
         }  # fmt: skip
         write_files(self.root / name, {_WANTED: json_text(wanted).encode()})
 
-    def _is_locked(self, name: str) -> bool:
-        lock = FileLock(self.root / name / _LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            return True
-        lock.release()
-        return False
-
     # For workers
 
     def begins(self, name: str) -> bool:
         """Note one more try at a run; False where too many came to nothing, which is then its failure."""
-        wanted = _read(self.root / name / _WANTED)
+        wanted = read_json(self.root / name / _WANTED)
         if wanted is None:
             return False
         if wanted["tries"] >= TRIES:
@@ -278,7 +263,7 @@ class Shelf:
 
     def accepts_changes(self, name: str) -> bool:
         """Whether whoever asked for a run wants what code or weights have changed made anew."""
-        return bool((_read(self.root / name / _WANTED) or {}).get("accepts_changes"))
+        return bool((read_json(self.root / name / _WANTED) or {}).get("accepts_changes"))
 
     def ended(self, name: str, *, error: str = "", is_changed: bool = False) -> None:
         """Note that a run is over."""
@@ -287,59 +272,6 @@ class Shelf:
             write_files(folder, {_FAILURE: json_text({"error": error, "is_changed": is_changed}).encode()})
         (folder / _WANTED).unlink(missing_ok=True)
 
-    @contextmanager
-    def working(self, name: str) -> Iterator[None]:
-        """Hold a run's lock, which ends with the process however that ends.
-
-        Raises:
-            filelock.Timeout: Somebody else works on it.
-        """
-        # Pages try the lock for a moment to see whether somebody holds it.
-        with FileLock(self.root / name / _LOCK, timeout=10):
-            (self.root / name / _PROGRESS).unlink(missing_ok=True)
-            yield
-
-    def teller(self, name: str) -> Teller:
-        """What a worker calls as it comes along."""
-        return Teller(self.root / name)
-
-
-_TOLD = ("done", "total", "what", "rate")
-
-
-class Teller:
-    """Writes how far a run is, at most twice a second.
-
-    Args:
-        path: Of the run's folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._last = 0.0
-        self._began: tuple[float, int] | None = None
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """See `bench.Told`."""
-        now = time.monotonic()
-        if self._began is None or done < self._began[1]:
-            self._began = (now, done)
-        if now - self._last < _SECONDS:
-            return
-        self._last = now
-        began, before = self._began
-        rate = (done - before) / (now - began) if now > began else 0.0
-        content = {"done": done, "total": total, "what": what, "rate": rate}
-        write_files(self.path, {_PROGRESS: json_text(content).encode()})
-
 
 def _is_run(path: Path) -> bool:
     return (path / _ASKED).is_file() or (path / "run.json").is_file()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 import salviz
 from salviz.errors import Cancelled, SalvizError
 from salviz.runs import uploads
+from salviz.runs.presence import holding
 from salviz.runs.shelf import Shelf
 
 logger = logging.getLogger(__name__)
@@ -57,15 +58,15 @@ def _make(shelf: Shelf, name: str, device: str) -> None:
 
     folder = shelf.folder(name)
     try:
-        with shelf.working(name):
+        with holding(folder.path) as tell:
             if not shelf.begins(name):
                 return
-            teller, options = shelf.teller(name), Options(device)
+            options = Options(device)
 
             def told(done: int, total: int, what: str) -> None:
                 if folder.is_cancelled:
                     raise Cancelled
-                teller(done, total, what)
+                tell(done, total, what)
 
             loaded = None if folder.exists else begin(shelf.spec(name), folder, options, told=told)
             engine = partial(here, loaded=loaded)

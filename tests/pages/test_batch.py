@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from salviz.images.fashion import FASHION, fashion_arrays
 from salviz.runs import Spec, worker
+from salviz.runs.presence import holding
 from salviz.runs.shelf import Shelf
 from salviz.ui import batch, follow, launch
 from tests.pages.conftest import ROOT, TIMEOUT
@@ -218,8 +219,8 @@ def test_what_the_server_offers_can_be_run_over(
 def test_a_run_at_work_can_be_watched_and_cancelled(visit_batch: Open) -> None:
     shelf = Shelf()
     made = shelf.submit(SPEC, "cpu")
-    with shelf.working(made):
-        shelf.teller(made)(12, 48, "Fashion CNN, COSE, from picture 1")
+    with holding(shelf.folder(made).path) as tell:
+        tell(12, 48, "Fashion CNN, COSE, from picture 1")
         app = visit_batch(run=made)
         assert not app.exception
         assert app.button(key="cancel")

@@ -15,7 +15,8 @@ from filelock import FileLock
 from salviz.errors import RequestError
 from salviz.runs import worker
 from salviz.runs.folder import RunFolder
-from salviz.runs.shelf import TRIES, Shelf, Teller
+from salviz.runs.presence import Teller, holding
+from salviz.runs.shelf import TRIES, Shelf
 from tests.runs.conftest import spec
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +96,7 @@ def test_another_worker_leaves_the_device_to_the_first(shelf: Shelf) -> None:
 
 def test_a_run_is_running_exactly_while_somebody_holds_it(shelf: Shelf) -> None:
     name = shelf.submit(spec(), "cpu")
-    with shelf.working(name):
+    with holding(shelf.folder(name).path):
         Teller(shelf.folder(name).path)(3, 20, "something")
         standing = shelf.standing(name)
         assert (standing.state, standing.done, standing.total, standing.what) == ("running", 3, 20, "something")
