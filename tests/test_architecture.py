@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"salviz", "errors"}),
     frozenset({"assets", "memory", "plain"}),
     frozenset({"images"}),
-    frozenset({"colormaps", "datasets", "metrics", "jobs", "seeds", "work"}),
+    frozenset({"colormaps", "datasets", "metrics", "jobs", "pieces", "seeds", "work"}),
     frozenset({"classifiers"}),
     frozenset({"changes", "overlay", "targets", "training", "transforms"}),
     frozenset({"methods", "similarity"}),
@@ -39,7 +39,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 RANK = {unit: rank for rank, layer in enumerate(LAYERS) for unit in layer}
 
 # What modules of one package may import of each other where families must stay apart. A family may be a package.
-_SHARED = frozenset({"card", "passes", "sampling", "rectifiers", "superpixels", "unfused", "pieces"})
+_SHARED = frozenset({"card", "passes", "sampling", "rectifiers", "superpixels", "unfused"})
 FAMILIES: dict[str, dict[str, frozenset[str]]] = {
     "methods": {
         "card": frozenset(),
@@ -48,7 +48,6 @@ FAMILIES: dict[str, dict[str, frozenset[str]]] = {
         "rectifiers": frozenset({"card", "passes"}),
         "superpixels": frozenset({"card"}),
         "unfused": frozenset(),
-        "pieces": frozenset(),
         "controls": frozenset({"card"}),
         **dict.fromkeys(("attention", "cam", "gradients", "masks", "paths", "perturbation", "relevance"), _SHARED),
     },

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from salviz.pieces import pieces
 from salviz.similarity.pairs import total, validated
 from salviz.transforms.alignment import Validity
 
@@ -61,19 +62,24 @@ def ssim(
     if data_range == "pair":
         span = torch.maximum(_span(a), _span(b)).view(-1, 1, 1)
     elif data_range > 0:
-        span = torch.full((1, 1, 1), float(data_range), dtype=a.dtype, device=a.device)
+        span = torch.full((len(a), 1, 1), float(data_range), dtype=a.dtype, device=a.device)
     else:
         raise ValueError(f'data_range must be positive or "pair", not {data_range}')
     if window == "gaussian":
         return _gaussian_ssim(a / span, b / span)
+    return torch.cat([_mean_ssim(a[part], b[part], span[part], pixels, masked, part) for part in pieces(a)])
+
+
+def _mean_ssim(a: Tensor, b: Tensor, span: Tensor, pixels: Tensor | None, masked: Tensor, part: slice) -> Tensor:
+    """`(n,)` of the pairs of a part; masks are of all pairs."""
     local = _local_ssim(a, b, span)
     inner = local[:, _BORDER:-_BORDER, _BORDER:-_BORDER]
     unmasked = total(inner) / (inner.shape[1] * inner.shape[2])
     if pixels is None:
         return unmasked
-    kept = _erode(pixels)
+    kept = _erode(pixels[part])
     # where, not a product: a local value outside the mask may be NaN.
-    return torch.where(masked, total(torch.where(kept, local, 0.0)) / kept.sum(dim=(1, 2)), unmasked)
+    return torch.where(masked[part], total(torch.where(kept, local, 0.0)) / kept.sum(dim=(1, 2)), unmasked)
 
 
 def _span(maps: Tensor) -> Tensor:

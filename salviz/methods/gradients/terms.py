@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salviz.methods.pieces import pieces
+from salviz.pieces import pieces
 
 _Piece = tuple[Tensor, Tensor, Tensor, Tensor]
 """What `_terms_of` returns."""

@@ -17,8 +17,8 @@ from salviz.errors import MethodError
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
 from salviz.methods.passes import blank_like
 from salviz.methods.paths.integrated import BASELINE
-from salviz.methods.pieces import pieces
 from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
+from salviz.pieces import pieces
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 

@@ -12,7 +12,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import blank_like, blank_logits, score_gradient, shared_logits
 from salviz.methods.paths.integrated import BASELINE
-from salviz.methods.pieces import pieces
+from salviz.pieces import pieces
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 

@@ -1,4 +1,4 @@
-"""Work on large activations a few images at a time, so that what one step writes is still in the cache for the next."""
+"""Work on large activations a few images at a time, so that what one step writes is in the cache for the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BYTES = 2 * 2**20
 
 
 def pieces(activation: Tensor) -> Iterator[slice]:
-    """Slices of the first dimension, in order; on a device with its own memory one for all.
+    """Slices of the first dimension, in order, one at least; on a device with its own memory one for all.
 
     For chains of elementwise steps, which on the CPU wait for memory and not for arithmetic.
 
@@ -24,5 +24,5 @@ def pieces(activation: Tensor) -> Iterator[slice]:
         step = max(1, _BYTES // max(1, each))
     else:
         step = max(1, count)
-    for start in range(0, count, step):
+    for start in range(0, max(count, 1), step):
         yield slice(start, start + step)
