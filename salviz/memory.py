@@ -8,8 +8,9 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's numbers of its settings (`malloc.h`)."""
 
-_NEVER = 2**31 - 1
-_LARGE = 2**30
+_NEVER = -1
+_LARGE = (2**30, 2**25)
+"""Bytes; glibc before 2.35 refuses more than the second."""
 
 
 def keep_freed() -> bool:
@@ -28,4 +29,5 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return all([mallopt(_MMAP_THRESHOLD, _LARGE), mallopt(_TRIM_THRESHOLD, _NEVER)])
+    # One without the other would be slower than neither: it ends the library's own adapting.
+    return any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGE) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))

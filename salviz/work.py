@@ -115,9 +115,11 @@ def helper(name: str) -> ThreadPoolExecutor:
     """
     count = torch.get_num_threads()
     pool = ThreadPoolExecutor(1, thread_name_prefix=name)
-    pool.submit(_work_alone).result()
-    # The number counts for the thread that sets it, and for those that are yet to come.
-    torch.set_num_threads(count)
+    try:
+        pool.submit(_work_alone).result()
+    finally:
+        # The number counts for the thread that sets it, and for those that are yet to come.
+        torch.set_num_threads(count)
     return pool
 
 

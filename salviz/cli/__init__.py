@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: After `--help` and `--version`, and for arguments that do not parse.
     """
     options = parser().parse_args(argv)
-    keep_freed()
+    if argv is None:
+        # The process is this command's.
+        keep_freed()
     try:
         options.run(options)
         sys.stdout.flush()

@@ -24,9 +24,9 @@ Settings = Mapping[str, Any]
 
 # What shows results, or says where they are computed and kept, changes none of them.
 _SHOWING = frozenset(
-    {"cli", "ui", "__main__", "colormaps", "comparison", "export", "figures", "filmstrip", "jobs", "overlay", "render",
-     "summary", "training", "runs/estimate", "runs/exports", "runs/plots", "runs/results", "runs/rollup",
-     "runs/ray_engine", "runs/shelf", "runs/store", "runs/summary", "runs/words", "runs/worker"}
+    {"cli", "ui", "__main__", "colormaps", "comparison", "export", "figures", "filmstrip", "jobs", "memory", "overlay",
+     "render", "summary", "training", "runs/estimate", "runs/exports", "runs/plots", "runs/presence", "runs/results",
+     "runs/rollup", "runs/ray_engine", "runs/shelf", "runs/store", "runs/summary", "runs/words", "runs/worker"}
 )  # fmt: skip
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from salviz.errors import RequestError
 from salviz.plain import json_text, write_files
 from salviz.runs.bench import Told, quiet
 
 _LOCK, _PROGRESS = ".lock", "progress.json"
+FAILURE = "failure.json"
+"""Why a run failed, until somebody begins anew."""
+
 _SECONDS = 0.5
+_PATIENCE = 10.0
+"""Seconds: pages try a lock for a moment to see whether somebody holds it."""
 _TOLD = ("done", "total", "what", "rate")
 
 
@@ -26,6 +32,9 @@ def is_held(path: Path) -> bool:
         lock.acquire(blocking=False)
     except Timeout:
         return True
+    except OSError:
+        # Of another account, or on a file system without locks: nobody can tell.
+        return False
     lock.release()
     return False
 
@@ -43,20 +52,19 @@ def holding(path: Path, *, is_shared: bool = False) -> Iterator[Told]:
         What is called as the work comes along.
 
     Raises:
-        filelock.Timeout: Somebody else works on it.
+        filelock.Timeout: Somebody else works on it, where it is not shared.
     """
-    # Pages try the lock for a moment to see whether somebody holds it.
-    lock = FileLock(path / _LOCK, timeout=1 if is_shared else 10)
-    try:
+    lock = FileLock(path / _LOCK, timeout=1 if is_shared else _PATIENCE)
+    with suppress(Timeout, OSError) if is_shared else nullcontext():
         lock.acquire()
-    except (Timeout, OSError, NotImplementedError):
-        # Somebody else has it, or the file system has no locks.
-        if not is_shared:
-            raise
+    if not lock.is_locked:
         yield quiet
         return
     try:
-        (path / _PROGRESS).unlink(missing_ok=True)
+        with suppress(OSError):
+            # Of somebody before.
+            (path / _PROGRESS).unlink(missing_ok=True)
+            (path / FAILURE).unlink(missing_ok=True)
         yield Teller(path)
     finally:
         lock.release()
@@ -100,4 +108,6 @@ class Teller:
         began, before = self._began
         rate = (done - before) / (now - began) if now > began else 0.0
         content = {"done": done, "total": total, "what": what, "rate": rate}
-        write_files(self.path, {_PROGRESS: json_text(content).encode()})
+        # No run ends because nobody could be told.
+        with suppress(RequestError):
+            write_files(self.path, {_PROGRESS: json_text(content).encode()})

@@ -19,7 +19,7 @@ from salviz.images import Picture
 from salviz.plain import json_text, write_files
 from salviz.runs.folder import RunFolder
 from salviz.runs.measures import Item
-from salviz.runs.presence import how_far, is_held, read_json
+from salviz.runs.presence import FAILURE, how_far, is_held, read_json
 from salviz.runs.spec import Spec
 
 VARIABLE = "SALVIZ_RUNS_DIR"
@@ -28,7 +28,7 @@ VARIABLE = "SALVIZ_RUNS_DIR"
 TRIES = 3
 """A run whose worker died so often without a word is not begun again by itself."""
 
-_ASKED, _WANTED, _FAILURE = "asked.json", "wanted.json", "failure.json"
+_ASKED, _WANTED = "asked.json", "wanted.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
 
 State = Literal["waiting", "running", "complete", "cancelled", "failed", "interrupted"]
@@ -166,7 +166,7 @@ class Shelf:
         """
         folder = self.folder(name)
         folder.go_on()
-        (folder.path / _FAILURE).unlink(missing_ok=True)
+        (folder.path / FAILURE).unlink(missing_ok=True)
         self._want(name, str(self._asked(name)["device"]), accepts_changes=accepts_changes)
 
     def cancel(self, name: str) -> None:
@@ -215,7 +215,7 @@ class Shelf:
         status = folder.status() if folder.exists else None
         if status is not None:
             common |= {"done": status.explained, "total": status.explanations}
-        failure = read_json(folder.path / _FAILURE)
+        failure = read_json(folder.path / FAILURE)
         if failure:
             is_changed = bool(failure.get("is_changed"))
             return Standing(state="failed", **common, error=str(failure["error"]), is_changed=is_changed)
@@ -269,7 +269,7 @@ class Shelf:
         """Note that a run is over."""
         folder = self.root / name
         if error:
-            write_files(folder, {_FAILURE: json_text({"error": error, "is_changed": is_changed}).encode()})
+            write_files(folder, {FAILURE: json_text({"error": error, "is_changed": is_changed}).encode()})
         (folder / _WANTED).unlink(missing_ok=True)
 
 

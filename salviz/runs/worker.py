@@ -81,7 +81,8 @@ def _make(shelf: Shelf, name: str, device: str) -> None:
     except SalvizError as error:
         shelf.ended(name, error=str(error), is_changed=isinstance(error, Changed))
     except Timeout:
-        shelf.ended(name, error="Another process works on this run.")
+        # Somebody makes it from the command line.
+        shelf.ended(name)
     except Exception as error:
         logger.exception("the run %s failed", name)
         shelf.ended(name, error=f"The run failed ({type(error).__name__}); {LOG} beside the runs says why.")

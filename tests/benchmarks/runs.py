@@ -159,10 +159,10 @@ def _command(place: Path, *options: str) -> list[str]:
 
 
 _WATCHED = """
-import re, sys
+import re
 from pathlib import Path
 from salviz.cli import main
-main(sys.argv[1:])
+main()
 # Not getrusage: it remembers the memory of the process that started this one.
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """

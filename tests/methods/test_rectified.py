@@ -211,13 +211,16 @@ def test_full_grad_is_complete_in_float64(name: str, output: str) -> None:
 
 
 class Overwriting(nn.Module):
-    """Rectifiers in place or not: after a convolution, after a sum made in place, and over what another has read."""
+    """Rectifiers in place or not: after a convolution, after a sum made in place, over what another has read, and as
+    a gate that is overwritten in its turn.
+    """
 
     def __init__(self, *, is_inplace: bool) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.first, self.second, self.third = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
         self.fourth = nn.Conv2d(8, 4, 1)
+        self.is_inplace = is_inplace
         self.relu, self.relu6 = nn.ReLU(is_inplace), nn.ReLU6(is_inplace)
         for part in self.children():
             if isinstance(part, nn.Conv2d):
@@ -233,7 +236,9 @@ class Overwriting(nn.Module):
         # Its gradient is that of both readers.
         before = read * 2.0
         out = self.relu6(read) + before
-        return self.fourth(out).mean(dim=(2, 3))
+        gate = F.relu6(out * 1.5, inplace=self.is_inplace)
+        gate = gate.div_(6.0) if self.is_inplace else gate / 6.0
+        return self.fourth(out * gate).mean(dim=(2, 3))
 
 
 def test_full_grad_is_the_same_whether_rectifiers_overwrite_or_not() -> None:

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from salviz.errors import RequestError
-from salviz.runs import worker
+from salviz.runs import presence, worker
 from salviz.runs.folder import RunFolder
 from salviz.runs.presence import Teller, holding
 from salviz.runs.shelf import TRIES, Shelf
@@ -92,6 +92,24 @@ def test_another_worker_leaves_the_device_to_the_first(shelf: Shelf) -> None:
     with FileLock(shelf.root / ".worker-cpu.lock"):
         worker.work(shelf, "cpu")
     assert shelf.standing(name).state == "waiting"
+
+
+def test_a_run_that_the_command_line_makes_is_left_to_it(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = shelf.submit(spec(), "cpu")
+    monkeypatch.setattr(presence, "_PATIENCE", 0.1)
+    with holding(shelf.folder(name).path, is_shared=True):
+        worker.work(shelf, "cpu")
+        assert shelf.standing(name).state == "running"
+        # A third one is not kept from its work.
+        with holding(shelf.folder(name).path, is_shared=True) as tell:
+            tell(1, 2, "something")
+        assert shelf.standing(name).total == 0
+    assert shelf.standing(name).state == "interrupted"
+    shelf.ended(name, error="It broke.")
+    assert shelf.standing(name).state == "failed"
+    with holding(shelf.folder(name).path, is_shared=True):
+        pass
+    assert shelf.standing(name).state == "interrupted"
 
 
 def test_a_run_is_running_exactly_while_somebody_holds_it(shelf: Shelf) -> None:

@@ -74,7 +74,7 @@ class _BiasMode(TorchFunctionMode):
             bounds, x = activation.bounds, activation.x
             if bounds is None or bounds[0] != 0.0:
                 out = activation.apply(x)
-            elif activation.is_inplace and self._is_picture(x) and not (x.is_leaf or x._is_view()):
+            elif self._overwrites(func, activation) and self._is_picture(x):
                 return ClipWithTerms.apply(x, bounds[1], self.terms, self._biases.get(x))  # type: ignore[no-untyped-call]
             elif func is F.hardtanh and activation.is_inplace:
                 out = clip_(x, *bounds)
@@ -93,6 +93,13 @@ class _BiasMode(TorchFunctionMode):
             self._watch(out, lambda: -out.detach())
             return out
         return func(*args, **kwargs)
+
+    @staticmethod
+    def _overwrites(func: Any, call: Activation) -> bool:
+        """Whether a rectifier writes over what a layer made, and nothing writes over its own output."""
+        # Who calls ReLU6 as a function may do so: PyTorch's own keeps its input for that.
+        is_known = func is F.hardtanh or call.name == "relu"
+        return is_known and call.is_inplace and not (call.x.is_leaf or call.x._is_view())
 
     def _is_picture(self, out: Tensor) -> bool:
         """Whether terms are wanted of features `(N, C, h, w)` that have places."""

@@ -140,6 +140,9 @@ class ClipWithTerms(torch.autograd.Function):
         """The gradient as the rectifier lets it pass."""
         (result,) = ctx.saved_tensors
         high, bias = ctx.high, ctx.bias
+        if bias is not None and len(bias.value) != gradient.shape[1]:
+            # Somebody turned the tensor in between.
+            bias = None
         passed, scratch = torch.empty_like(gradient), _room(gradient)
         caps, biases = [], []
         for part in pieces(gradient):
@@ -147,7 +150,9 @@ class ClipWithTerms(torch.autograd.Function):
             room = scratch[: len(given)]
             if high < math.inf:
                 caps.append(_terms_of(given, torch.ops.aten.threshold.out(clipped, under(high), 0.0, out=room), room))
-            torch.ops.aten.hardtanh_backward.grad_input(given, clipped, 0.0, high, grad_input=left)
+                torch.ops.aten.hardtanh_backward.grad_input(given, clipped, 0.0, high, grad_input=left)
+            else:
+                torch.ops.aten.threshold_backward.grad_input(given, clipped, 0.0, grad_input=left)
             if bias is not None:
                 biases.append(_terms_of(left, bias.value, room))
         if caps:

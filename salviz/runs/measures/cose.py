@@ -32,7 +32,12 @@ def _check_cose(settings: Settings) -> None:
 def _cose(
     classifier: Classifier, items: Sequence[Item], methods: Mapping[str, Settings], how: Settings, work: Work
 ) -> Iterator[Rows]:
-    def ready(item: Item) -> tuple[Item, Picture, list[Request], Prepared]:
+    # What waits for disks and decoders is made ahead of the model, augmentation too where the model is on a device of
+    # its own. On a CPU it would take turns with the model's threads on the same cores, and those wait for each other:
+    # in its own turn it has all of them.
+    is_apart = classifier.device.type != "cpu"
+
+    def ready(item: Item) -> tuple[Item, Picture, list[Request], Prepared | None]:
         picture = item.open()
         variants = named_variants(how["augmentations"], work.seed, picture.digest)
         ask = partial(
@@ -40,7 +45,8 @@ def _cose(
             data_range=data_range_of(how["data_range"]), seed=work.seed,
         )  # fmt: skip
         requests = [ask(method=name, parameters=dict(given)) for name, given in methods.items()]
-        return item, picture, requests, prepare(classifier, picture, requests[0].variants)
+        prepared = prepare(classifier, picture, requests[0].variants) if is_apart else None
+        return item, picture, requests, prepared
 
     for item, picture, requests, prepared in ahead(ready, items):
         found = explore_set(
