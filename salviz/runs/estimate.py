@@ -30,7 +30,7 @@ class Estimate:
     """What a run will cost on this machine.
 
     Attributes:
-        seconds: Of all its maps; reading and comparing overlap with them.
+        seconds: Of all its maps; comparing them takes some tenth of that more.
         maps: To be made.
         images: Pictures.
         refused: Why a method does not work with a model, by model and method: it costs nothing.
