@@ -4,7 +4,9 @@
 """
 
 import argparse
+import cProfile
 import os
+import pstats
 import random
 import shutil
 import statistics
@@ -243,19 +245,48 @@ def crashes(folder: Path, times: int) -> str:
     )
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs")
-    parser.add_argument("--images", type=int, default=64, help="photographs of the first part (default: %(default)s)")
-    parser.add_argument("--raced", type=int, default=8, help="photographs of the race (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=3, help="counted repetitions (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
-    parser.add_argument("--markdown-into", type=Path, metavar="FILE", help="put the tables between the file's marks")
-    options = parser.parse_args()
-    torch.set_num_threads(2)
-    # As the command line does.
-    keep_freed()
+_PARTS = {
+    "explaining": ("engine.py", "explain_set"),
+    "of it in convolutions, forward": ("~", "conv"),
+    "of it on the way back": ("~", "run_backward"),
+    "augmenting": ("exploring.py", "prepare"),
+    "making maps comparable": ("maps.py", "comparable"),
+    "realigning": ("alignment.py", "realign"),
+    "SSIM": ("structural.py", "ssim"),
+    "writing": ("execution.py", "_keep"),
+}
+"""Functions by file and name; what is built in is known by a part of its name."""
+
+
+def where_time_goes(photos: Path, images: int) -> list[str]:
+    """Parts of a run with one group of photographs, as Python's profiler sees them from the thread of the model."""
+    spec = Spec(str(photos), (MODEL,), {"grad_cam": {}, "gradient": {}}, PAPER, images=images, group=images)
+    with tempfile.TemporaryDirectory() as place:
+        for name in ("warm", "profiled"):
+            folder = RunFolder(Path(place) / name)
+            engine, profile = partial(here, loaded=begin(spec, folder)), cProfile.Profile()
+            profile.runcall(resume, folder, engine=engine)
+    stats = pstats.Stats(profile)
+    whole: float = stats.total_tt  # type: ignore[attr-defined]
+    lines = [
+        f"Where the time of a run goes ({images} photographs, loading left out; pictures are opened beside it):",
+        "",
+        "| Part | ms a photograph | share |",
+        "|---|---:|---:|",
+    ]
+    for title, (file, name) in _PARTS.items():
+        spent = 0.0
+        for (path, _, function), (_, _, own, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]
+            if file == "~":
+                spent += own if path == "~" and name in function else 0.0
+            elif Path(path).name == file and function == name:
+                spent += with_callees
+        lines.append(f"| {title} | {1000 * spent / images:.0f} | {spent / whole:.0%} |")
+    return [*lines, f"| the whole | {1000 * whole / images:.0f} | 100% |"]
+
+
+def costs(options: argparse.Namespace) -> str:
+    """What it costs, how it grows, and what killing does."""
     folder = Path(tempfile.mkdtemp())
     try:
         found = end_to_end(options.photos, options.images, options.repeat)
@@ -270,10 +301,33 @@ def main() -> None:
         ]
     finally:
         shutil.rmtree(folder)
-    text = "\n\n".join(parts)
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs")
+    parser.add_argument("--images", type=int, default=64, help="photographs of the first part (default: %(default)s)")
+    parser.add_argument("--raced", type=int, default=8, help="photographs of the race (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=3, help="counted repetitions (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--only", choices=("costs", "profile"), help="one half")
+    parser.add_argument("--markdown-into", type=Path, metavar="FILE", help="put the tables between the file's marks")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    # As the command line does.
+    keep_freed()
+    if options.only != "profile":
+        _show(costs(options), "runs", options.markdown_into)
+    if options.only != "costs":
+        _show("\n".join(where_time_goes(options.photos, 8)), "runs-profile", options.markdown_into)
+
+
+def _show(text: str, name: str, file: Path | None) -> None:
     print(text)
-    if options.markdown_into:
-        put_into(options.markdown_into, "benchmark:runs", text)
+    if file:
+        put_into(file, f"benchmark:{name}", text)
 
 
 if __name__ == "__main__":
