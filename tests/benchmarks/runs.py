@@ -276,11 +276,9 @@ def where_time_goes(photos: Path, images: int) -> list[str]:
     ]
     for title, (file, name) in _PARTS.items():
         spent = 0.0
-        for (path, _, function), (_, _, own, with_callees, _) in stats.stats.items():  # type: ignore[attr-defined]
-            if file == "~":
-                spent += own if path == "~" and name in function else 0.0
-            elif Path(path).name == file and function == name:
-                spent += with_callees
+        for (path, _, function), (_, _, _, cumulative, _) in stats.stats.items():  # type: ignore[attr-defined]
+            is_it = name in function if file == path else (Path(path).name, function) == (file, name)
+            spent += cumulative if is_it else 0.0
         lines.append(f"| {title} | {1000 * spent / images:.0f} | {spent / whole:.0%} |")
     return [*lines, f"| the whole | {1000 * whole / images:.0f} | 100% |"]
 
