@@ -19,7 +19,7 @@ def told_by(program: str) -> list[int]:
 
 
 _TEAMS = """
-import json, threading, torch
+import json, torch
 from pathlib import Path
 from concurrent.futures import ThreadPoolExecutor
 from salviz.work import helper
@@ -51,7 +51,7 @@ def test_a_helper_has_no_team_and_nobody_elses_is_changed() -> None:
 
 
 _FAULTS = """
-import json, resource, sys, torch
+import json, resource, torch
 from salviz.memory import keep_freed
 
 def faults():
