@@ -22,8 +22,7 @@ from salviz.exploration import Exploration, collected
 from salviz.images import Picture
 from salviz.request import Request, precision_of, request_for
 from salviz.similarity import ssim
-from salviz.transforms import Variant, augment, realign
-from salviz.transforms.alignment import Validity
+from salviz.transforms import Realignment, Variant, augment
 from salviz.work import Progress, silent
 
 SLOW_PASSES = 4.0
@@ -217,8 +216,13 @@ class _Run:
             progress=counter.part,
         )
         size = (int(frames.shape[2]), int(frames.shape[3]))
+        back = None
+        if classifier is self.classifier:
+            # The clean frame is not among the variants.
+            variants = self.prepared.variants[max(rows.start - 1, 0) : rows.stop - 1]
+            back = Realignment(variants, size, frames.device)
         for name, explained in found.items():
-            self._compare(name, maps.comparable(explained.maps, methods.get(name).card, size), classifier, rows)
+            self._compare(name, maps.comparable(explained.maps, methods.get(name).card, size), back)
             self.parts[name].append(explained)
         counter.end(self.passes * len(frames))
         if self.publish is not None:
@@ -233,17 +237,17 @@ class _Run:
         tokens = ("", *request.variants)[rows]
         return [f"{request.image}|{token}" if token else request.image for token in tokens]
 
-    def _compare(self, name: str, compared: Tensor, classifier: Classifier, rows: slice) -> None:
+    def _compare(self, name: str, compared: Tensor, back: Realignment | None) -> None:
+        """SSIM of some maps of a method with its clean one; of variants once they are laid back."""
         if name not in self.clean:
             self.clean[name] = compared[:1]
             self.ssim[name].append(compared.new_full((1,), float("nan")))
             compared = compared[1:]
         if not len(compared):
             return
-        valid: Validity | None = None
-        if classifier is self.classifier:
-            first = max(rows.start, 1) - 1
-            compared, valid = realign(compared, self.prepared.variants[first : first + len(compared)])
+        valid = None
+        if back is not None:
+            compared, valid = back(compared), back.validity
         clean = self.clean[name].expand_as(compared)
         data_range = self.requests[0].data_range
         self.ssim[name].append(ssim(clean, compared, valid=valid, data_range=data_range))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -101,6 +102,19 @@ class Work:
     def forget(self) -> None:
         """Drop what was shared: another batch comes, or memory ran out."""
         self._shared.clear()
+
+
+def has_room_beside(device: torch.device) -> bool:
+    """Whether something else can be computed while a model computes on a device, and costs it nothing.
+
+    Not where the model's own threads have every core: they wait for each other after each layer, so that whatever
+    takes a core away from one of them holds up all.
+
+    Args:
+        device: The model's.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return device.type != "cpu" or torch.get_num_threads() < cores
 
 
 def helper(name: str) -> ThreadPoolExecutor:

@@ -163,9 +163,11 @@ def test_identity_is_one(dtype):
         assert torch.allclose(measure(maps, maps), torch.ones(4, dtype=dtype), atol=1e-6)
 
 
-def test_expanded_map_is_the_same_as_copies():
+@pytest.mark.parametrize("scale", [0.9, 2.0], ids=["some have a wider range", "it has the widest range"])
+def test_expanded_map_is_the_same_as_copies(scale):
     variants = default_variants()
-    clean = torch.rand(1, 32, 30, generator=torch.Generator().manual_seed(0)).expand(13, -1, -1)
+    clean = scale * torch.rand(1, 32, 30, generator=torch.Generator().manual_seed(0))
+    clean = clean.expand(13, -1, -1)
     aligned, valid = realign(torch.rand(13, 32, 30), variants)
     for measure in (ssim, spearman, pearson):
         assert torch.equal(measure(clean, aligned, valid=valid), measure(clean.contiguous(), aligned, valid=valid))

@@ -1,12 +1,16 @@
 """What PyTorch and C's library are told about threads and memory, each seen in a process of its own."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from salviz.work import has_room_beside
 
 on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the system's C library is another")
 
@@ -48,6 +52,16 @@ def test_a_helper_has_no_team_and_nobody_elses_is_changed() -> None:
     assert (alone, beside) == (1, before + 1)
     # The oracle: an ordinary thread brings two more.
     assert (mine, other, with_team) == (3, 3, before + 3)
+
+
+@pytest.mark.parametrize(("threads", "has_room"), [(1, True), (2, True), (3, False), (4, False)])
+def test_there_is_room_beside_a_model_that_leaves_a_core(
+    threads: int, has_room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5}, raising=False)
+    assert has_room_beside(torch.device("cpu")) == has_room
+    assert has_room_beside(torch.device("meta"))
 
 
 _FAULTS = """

@@ -32,7 +32,9 @@ def clip_after(conv: nn.Module, low: float, high: float) -> None:
         conv.bounds = low, high
 
 
-def _fused(conv: nn.Conv2d, x: Tensor, padding: list[int], bounds: tuple[float, float]) -> Tensor | None:
+def _fused(
+    conv: nn.Conv2d, x: Tensor, weight: Tensor, padding: list[int], bounds: tuple[float, float]
+) -> Tensor | None:
     """The clipped convolution in one call, marked as such; None where it has to be two."""
     plain = (
         _FUSED is None
@@ -48,8 +50,11 @@ def _fused(conv: nn.Conv2d, x: Tensor, padding: list[int], bounds: tuple[float, 
     if plain:
         return None
     result: Tensor = _FUSED(
-        x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups, "hardtanh", list(bounds), ""
+        x, weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups, "hardtanh", list(bounds), ""
     )
+    # The ReLU6 that comes next has nothing left to do. What is made of the tensor does not inherit the mark, and
+    # whatever writes into it raises the version, so that it means nothing any more.
+    result._clipped_at = result._version  # type: ignore[attr-defined]
     return result
 
 
@@ -60,15 +65,8 @@ class _ClippedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` -> `(N, K, h, w)`."""
-        result = _fused(self, x, list(self.padding), self.bounds)  # type: ignore[arg-type]
-        return super().forward(x) if result is None else _marked(result)
-
-
-def _marked(clipped: Tensor) -> Tensor:
-    """Say to the ReLU6 that comes next that nothing is left to do. What is made of the tensor does not inherit it."""
-    # Whatever writes into it raises the version, and the mark means nothing any more.
-    clipped._clipped_at = clipped._version  # type: ignore[attr-defined]
-    return clipped
+        result = _fused(self, x, self.weight, list(self.padding), self.bounds)  # type: ignore[arg-type]
+        return super().forward(x) if result is None else result
 
 
 def lean(module: nn.Module) -> None:
@@ -87,28 +85,41 @@ def lean(module: nn.Module) -> None:
 class _Conv2dSame(Conv2dSame):
     """TensorFlow's padding without a padded copy of the input.
 
-    It pads one pixel more on the right than on the left, which no convolution does by itself. Padded by a stride more
-    on both sides, a convolution gives the same values behind a first row and column that are dropped.
+    It pads one pixel more on the right than on the left, which no convolution does by itself. With a row and a column
+    of zeros before its kernel it may begin a pixel earlier and pad both sides alike.
     """
 
     bounds: tuple[float, float] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` -> `(N, K, ceil(H / stride), ceil(W / stride))`."""
-        padding, kept = [], [slice(None), slice(None)]
-        for length, kernel, stride, dilation in zip(
-            x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
-        ):
-            count = -(-length // stride)
-            missing = max((count - 1) * stride + (kernel - 1) * dilation + 1 - length, 0)
-            is_even = missing % 2 == 0
-            padding.append(missing // 2 + (0 if is_even else stride))
-            kept.append(slice(0 if is_even else 1, count + (0 if is_even else 1)))
-        clipped = None if self.bounds is None else _fused(self, x, padding, self.bounds)
+        missing = [
+            max((-(-length // stride) - 1) * stride + (kernel - 1) * dilation + 1 - length, 0)
+            for length, kernel, stride, dilation in zip(
+                x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
+            )
+        ]
+        uneven = [pixels % 2 for pixels in missing]
+        # Methods that look at a net's calls may ask what a kernel of ones would have counted.
+        if any(uneven) and (self.dilation != (1, 1) or has_torch_function_unary(x)):
+            return self._cut(x, missing)
+        padding = [pixels // 2 + is_uneven for pixels, is_uneven in zip(missing, uneven, strict=True)]
+        weight = F.pad(self.weight, (uneven[1], 0, uneven[0], 0)) if any(uneven) else self.weight
+        clipped = None if self.bounds is None else _fused(self, x, weight, padding, self.bounds)
         if clipped is not None:
-            return _marked(clipped[tuple(kept)])
+            return clipped
+        return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def _cut(self, x: Tensor, missing: list[int]) -> Tensor:
+        """The same with the kernel as it is: padded by a stride more, behind a row and a column that are dropped."""
+        padding: list[int] = []
+        kept: list[slice] = []
+        for length, stride, pixels in zip(x.shape[2:], self.stride, missing, strict=True):
+            is_uneven, count = pixels % 2, -(-length // stride)
+            padding.append(pixels // 2 + is_uneven * stride)
+            kept.append(slice(is_uneven, count + is_uneven))
         wide = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
-        result = wide[tuple(kept)]
+        result = wide[:, :, kept[0], kept[1]]
         # What writes into a view costs the way back more than a copy: where the layer strides, of a quarter of the
         # input that would have been padded.
         return result.clone() if result.requires_grad else result

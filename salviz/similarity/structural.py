@@ -67,12 +67,18 @@ def ssim(
         raise ValueError(f'data_range must be positive or "pair", not {data_range}')
     if window == "gaussian":
         return _gaussian_ssim(a / span, b / span)
-    return torch.cat([_mean_ssim(a[part], b[part], span[part], pixels, masked, part) for part in pieces(a)])
+    # One map beside many is summed up once. Elsewhere than on a CPU it would cost a wait for the device to know.
+    is_one = a.device.type == "cpu" and len(a) > 1 and a.stride(0) == 0 and bool((span == span[0]).all())
+    found = []
+    for part in pieces(a):
+        first = slice(0, 1) if is_one else part
+        local = _local_ssim(a[first] / span[first], b[part] / span[part])
+        found.append(_mean_ssim(local, pixels, masked, part))
+    return torch.cat(found)
 
 
-def _mean_ssim(a: Tensor, b: Tensor, span: Tensor, pixels: Tensor | None, masked: Tensor, part: slice) -> Tensor:
-    """`(n,)` of the pairs of a part; masks are of all pairs."""
-    local = _local_ssim(a, b, span)
+def _mean_ssim(local: Tensor, pixels: Tensor | None, masked: Tensor, part: slice) -> Tensor:
+    """`(n,)` of a part's pairs; masks are of all pairs."""
     inner = local[:, _BORDER:-_BORDER, _BORDER:-_BORDER]
     unmasked = total(inner) / (inner.shape[1] * inner.shape[2])
     if pixels is None:
@@ -87,24 +93,28 @@ def _span(maps: Tensor) -> Tensor:
     return maps.amax(dim=(1, 2)) - maps.amin(dim=(1, 2))
 
 
-def _local_ssim(a: Tensor, b: Tensor, span: Tensor) -> Tensor:
-    """SSIM in the window around each pixel, `(N, H, W)`.
+def _local_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """SSIM in the window around each pixel, `(N, H, W)`, of maps in units of their data range.
 
     Windows reach over the edge into the mirrored map (d c b a | a b c d), as scipy's `reflect` does.
     Maps are divided by the data range first, which leaves SSIM as it is and keeps the products of tiny maps
     (raw gradients) from underflowing in single precision.
+
+    Args:
+        x: `(N, H, W)`, or `(1, H, W)` for all, which gives the same to the last bit.
+        y: `(N, H, W)`.
     """
-    x, y = _mirror(a / span), _mirror(b / span)
+    x, y = _mirror(x), _mirror(y)
     n = _WINDOW**2
     c1, c2 = _K1**2 * n * n, _K2**2 * n * (n - 1)
     sum_x, sum_y = _window_sum(x), _window_sum(y)
     # In place from here on: on a CPU a new plane costs more than what is done to it.
-    product, squares = sum_x * sum_y, sum_x.square_().add_(sum_y.square_())
+    product, squares = sum_x * sum_y, sum_y.square_().add_(sum_x.square_())
     # n^2 times the means' products and n (n - 1) times the sample variances: with one division at the end,
     # maps that are flat in a window come out as exactly flat, which single precision would otherwise miss by
     # a part of c2.
     covariance = _window_sum(x * y).mul_(n).sub_(product)
-    variances = _window_sum(x.square_().add_(y.square_())).mul_(n).sub_(squares)
+    variances = _window_sum(y.square_()).add_(_window_sum(x.square_())).mul_(n).sub_(squares)
     luminance = product.mul_(2).add_(c1).div_(squares.add_(c1))
     return luminance.mul_(covariance.mul_(2).add_(c2).div_(variances.add_(c2)))
 

@@ -1,7 +1,7 @@
 """The thirteen augmentations of COSE: on frames, their inverse on maps, and where the inverse is valid.
 
-Cards and variants need no torch, so pages can list them before torch is loaded; `augment`, `realign` and
-`Validity` load it on first use.
+Cards and variants need no torch, so pages can list them before torch is loaded; `augment`, `realign`,
+`Realignment` and `Validity` load it on first use.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from salviz.transforms.variants import (
 )
 
 if TYPE_CHECKING:
-    from salviz.transforms.alignment import Validity, realign
+    from salviz.transforms.alignment import Realignment, Validity, realign
     from salviz.transforms.frames import augment
 else:
-    _NEEDS_TORCH = {"augment": "frames", "realign": "alignment", "Validity": "alignment"}
+    _NEEDS_TORCH = {
+        "augment": "frames", "realign": "alignment", "Realignment": "alignment", "Validity": "alignment",
+    }  # fmt: skip
 
     def __getattr__(name: str) -> Any:
         if name not in _NEEDS_TORCH:
@@ -34,6 +36,7 @@ else:
 __all__ = [
     "AUGMENTATIONS",
     "AugmentationCard",
+    "Realignment",
     "Validity",
     "Variant",
     "augment",

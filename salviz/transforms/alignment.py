@@ -29,8 +29,8 @@ class Validity(NamedTuple):
     masked: Tensor
 
 
-def realign(maps: Tensor, variants: Sequence[Variant]) -> tuple[Tensor, Validity]:
-    """Undo each variant's motion on the map of its frame.
+class Realignment:
+    """How maps of some variants' frames are laid back on the original one: worked out once for the maps of all methods.
 
     Translations and flips are undone exactly; rotations by bilinear sampling, `M'(y, x) = e(sy, sx)` with
     `sx = cos t (x - cx) - sin t (y - cy) + cx` and `sy = sin t (x - cx) + cos t (y - cy) + cy`, where `t` is
@@ -39,6 +39,62 @@ def realign(maps: Tensor, variants: Sequence[Variant]) -> tuple[Tensor, Validity
 
     Translations and rotations have a mask: where the pixels that the augmented frame shows of the original
     come back with any weight.
+
+    Attributes:
+        validity: Which pixels of the realigned maps carry data.
+    """
+
+    def __init__(self, variants: Sequence[Variant], size: tuple[int, int], device: torch.device) -> None:
+        """Work out the geometry.
+
+        Args:
+            variants: One a map.
+            size: `(height, width)` of the maps.
+            device: Of the maps.
+        """
+        self._variants = tuple(variants)
+        pixels = torch.ones((len(variants), *size), dtype=torch.bool, device=device)
+        has_mask = [variant.augmentation in _WITH_MASK for variant in variants]
+        masked = torch.tensor(has_mask, dtype=torch.bool, device=device)
+        for place, variant in enumerate(variants):
+            if shift := _shift(variant):
+                pixels[place] = _shift_back(pixels[place], *shift)
+        turned = [place for place, variant in enumerate(variants) if variant.augmentation == "rotate"]
+        self._turned, self._back = torch.tensor(turned, dtype=torch.long, device=device), None
+        if turned:
+            angles = [variants[place].magnitude or 0.0 for place in turned]
+            self._back = _Taps.at([-angle for angle in angles], *size, device)
+            pixels[self._turned] = self._back.reach(_covered(angles, *size, device))
+        self.validity = Validity(pixels, masked)
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Maps on the original frame, 0 where no data is.
+
+        Args:
+            maps: `(N, H, W)` floating point, one a variant.
+
+        Returns:
+            `(N, H, W)` in the same dtype.
+
+        Raises:
+            ValueError: If the maps are not that.
+        """
+        if maps.shape != self.validity.pixels.shape or not maps.is_floating_point():
+            wanted = tuple(self.validity.pixels.shape)
+            raise ValueError(f"maps must be {wanted} floating point, not {tuple(maps.shape)} {maps.dtype}")
+        aligned = maps.clone()
+        for place, variant in enumerate(self._variants):
+            if shift := _shift(variant):
+                aligned[place] = _shift_back(maps[place], *shift)
+            elif variant.augmentation in ("flip_lr", "flip_ud"):
+                aligned[place] = maps[place].flip(-1 if variant.augmentation == "flip_lr" else -2)
+        if self._back is not None:
+            aligned[self._turned] = self._back.sample(maps[self._turned])
+        return aligned
+
+
+def realign(maps: Tensor, variants: Sequence[Variant]) -> tuple[Tensor, Validity]:
+    """Undo each variant's motion on the map of its frame, as `Realignment` says.
 
     Args:
         maps: `(N, H, W)` floating point, one a variant.
@@ -50,34 +106,16 @@ def realign(maps: Tensor, variants: Sequence[Variant]) -> tuple[Tensor, Validity
     Raises:
         ValueError: If the maps are not `(N, H, W)` floating point, one a variant.
     """
-    if maps.ndim != 3 or not maps.is_floating_point() or maps.shape[0] != len(variants):
+    if maps.ndim != 3:
         raise ValueError(f"maps must be ({len(variants)}, H, W) floating point, not {tuple(maps.shape)} {maps.dtype}")
-    height, width = maps.shape[1:]
-    aligned = maps.clone()
-    pixels = torch.ones(maps.shape, dtype=torch.bool, device=maps.device)
-    masked = torch.tensor([variant.augmentation in _WITH_MASK for variant in variants], device=maps.device)
-    turned: list[int] = []
-    for place, variant in enumerate(variants):
-        amount = variant.magnitude or 0.0
-        match variant.augmentation:
-            case "translate_x" | "translate_y":
-                dx, dy = (int(amount), 0) if variant.augmentation == "translate_x" else (0, int(amount))
-                aligned[place] = _shift_back(maps[place], dx, dy)
-                pixels[place] = _shift_back(pixels[place], dx, dy)
-            case "rotate":
-                turned.append(place)
-            case "flip_lr":
-                aligned[place] = maps[place].flip(-1)
-            case "flip_ud":
-                aligned[place] = maps[place].flip(-2)
-    if turned:
-        index = torch.tensor(turned, device=maps.device)
-        angles = [variants[place].magnitude or 0.0 for place in turned]
-        back = _Taps.at([-angle for angle in angles], height, width, maps.device)
-        aligned[index] = back.sample(maps[index])
-        covered = _covered(angles, height, width, maps.device)
-        pixels[index] = back.reach(covered)
-    return aligned, Validity(pixels, masked)
+    back = Realignment(variants, (int(maps.shape[1]), int(maps.shape[2])), maps.device)
+    return back(maps), back.validity
+
+
+def _shift(variant: Variant) -> tuple[int, int] | None:
+    """Pixels by which a translation moves the content to the right and down."""
+    amount = int(variant.magnitude or 0)
+    return {"translate_x": (amount, 0), "translate_y": (0, amount)}.get(variant.augmentation)
 
 
 def _shift_back(plane: Tensor, dx: int, dy: int) -> Tensor:

@@ -251,11 +251,11 @@ _PARTS = {
     "of it on the way back": ("~", "run_backward"),
     "augmenting": ("exploring.py", "prepare"),
     "making maps comparable": ("maps.py", "comparable"),
-    "realigning": ("alignment.py", "realign"),
+    "realigning": ("alignment.py", "__init__ __call__"),
     "SSIM": ("structural.py", "ssim"),
     "writing": ("execution.py", "_keep"),
 }
-"""Functions by file and name; what is built in is known by a part of its name."""
+"""Functions by file and names; what is built in is known by a part of its name."""
 
 
 def where_time_goes(photos: Path, images: int) -> list[str]:
@@ -274,10 +274,10 @@ def where_time_goes(photos: Path, images: int) -> list[str]:
         "| Part | ms a photograph | share |",
         "|---|---:|---:|",
     ]
-    for title, (file, name) in _PARTS.items():
+    for title, (file, names) in _PARTS.items():
         spent = 0.0
         for (path, _, function), (_, _, _, cumulative, _) in stats.stats.items():  # type: ignore[attr-defined]
-            is_it = name in function if file == path else (Path(path).name, function) == (file, name)
+            is_it = names in function if file == path else Path(path).name == file and function in names.split()
             spent += cumulative if is_it else 0.0
         lines.append(f"| {title} | {1000 * spent / images:.0f} | {spent / whole:.0%} |")
     return [*lines, f"| the whole | {1000 * whole / images:.0f} | 100% |"]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from salviz import explore, load, methods
+from salviz import explore, exploring, load, methods
 from salviz.classifiers.labels import Labels
 from salviz.errors import Cancelled, DataError, RequestError
 from salviz.images import open_source
@@ -60,6 +61,23 @@ def test_rows_are_what_the_page_shows_to_the_last_digit(undisturbed: RunFolder) 
             )
             columns = "image, label, prediction, confidence, setting, kind, value, outcome"
             assert rows(undisturbed, columns, f"place = {place} and method = '{method}'") == expected
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_pictures_are_augmented_beside_the_model_where_there_is_room(
+    has_room: bool, undisturbed: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def watched(*args: Any) -> exploring.Prepared:
+        threads.append(threading.current_thread())
+        return exploring.prepare(*args)
+
+    monkeypatch.setattr(measures.cose, "has_room_beside", lambda device: has_room)
+    monkeypatch.setattr(measures.cose, "prepare", watched)
+    assert done(tmp_path / "run", spec()).digest() == undisturbed.digest()
+    assert len(threads) == (10 if has_room else 0)
+    assert threading.current_thread() not in threads
 
 
 def test_a_resumed_run_ends_as_an_undisturbed_one(

@@ -13,6 +13,7 @@ from salviz.request import Request, data_range_of, request_for
 from salviz.runs.measures.card import Item, Rows, Settings, Work, ahead, register
 from salviz.scores import kinds
 from salviz.transforms import named_variants
+from salviz.work import has_room_beside
 
 
 def _check_cose(settings: Settings) -> None:
@@ -32,10 +33,9 @@ def _check_cose(settings: Settings) -> None:
 def _cose(
     classifier: Classifier, items: Sequence[Item], methods: Mapping[str, Settings], how: Settings, work: Work
 ) -> Iterator[Rows]:
-    # What waits for disks and decoders is made ahead of the model, augmentation too where the model is on a device of
-    # its own. On a CPU it would take turns with the model's threads on the same cores, and those wait for each other:
-    # in its own turn it has all of them.
-    is_apart = classifier.device.type != "cpu"
+    # What waits for disks and decoders is made ahead of the model in any case, augmentation where it does not hold up
+    # the model.
+    has_room = has_room_beside(classifier.device)
 
     def ready(item: Item) -> tuple[Item, Picture, list[Request], Prepared | None]:
         picture = item.open()
@@ -45,7 +45,7 @@ def _cose(
             data_range=data_range_of(how["data_range"]), seed=work.seed,
         )  # fmt: skip
         requests = [ask(method=name, parameters=dict(given)) for name, given in methods.items()]
-        prepared = prepare(classifier, picture, requests[0].variants) if is_apart else None
+        prepared = prepare(classifier, picture, requests[0].variants) if has_room else None
         return item, picture, requests, prepared
 
     for item, picture, requests, prepared in ahead(ready, items):
