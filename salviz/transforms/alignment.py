@@ -106,7 +106,7 @@ def realign(maps: Tensor, variants: Sequence[Variant]) -> tuple[Tensor, Validity
     Raises:
         ValueError: If the maps are not `(N, H, W)` floating point, one a variant.
     """
-    if maps.ndim != 3:
+    if maps.ndim != 3 or len(maps) != len(variants) or not maps.is_floating_point():
         raise ValueError(f"maps must be ({len(variants)}, H, W) floating point, not {tuple(maps.shape)} {maps.dtype}")
     back = Realignment(variants, (int(maps.shape[1]), int(maps.shape[2])), maps.device)
     return back(maps), back.validity
