@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from salviz.cli import main
 from salviz.cli.arguments import REFUSED
@@ -37,7 +38,9 @@ def test_options_and_a_spec_make_the_runs_of_the_library(tmp_path: Path, capsys:
     assert RunFolder(tmp_path / "file").digest() == expected
     capsys.readouterr()
     assert main(["status", str(tmp_path / "file"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"shards": 4, "done": 4, "is_complete": True}
+    assert json.loads(capsys.readouterr().out) == {
+        "shards": 4, "done": 4, "is_complete": True, "failed": 0,
+    }  # fmt: skip
     assert main(["report", str(tmp_path / "file"), "--html", str(tmp_path / "out" / "report.html")]) == 0
     assert "fashion_cnn, grad_cam" in capsys.readouterr().out
     assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -54,6 +57,37 @@ def test_parts_are_made_by_workers_of_their_own(tmp_path: Path, capsys: pytest.C
     assert main(["resume", out, "--shard", "1/2"]) == 0
     assert main(["status", out]) == 0
     assert "4 of 4 shards, 4 pictures: complete" in capsys.readouterr().out
+
+
+def test_pictures_that_failed_are_named_from_run_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set").mkdir()
+    for place in range(3):
+        Image.new("RGB", (28, 28), (60 * place, 90, 30)).save(tmp_path / "set" / f"{place}.png")
+    (tmp_path / "set" / "3.png").write_bytes(b"no picture")
+    out = str(tmp_path / "run")
+    # The set is named as a shell completes it.
+    asked = ["run", "--data", f"{tmp_path / 'set'}/", "--models", "fashion_cnn", "--out", out]
+    assert main([*asked, "--images", "5"]) == REFUSED
+    assert "The set has 4 pictures, not 5: ask for fewer" in capsys.readouterr().err
+    assert main(asked) == 0
+    assert "Something failed for 1 of 4 pictures; salviz report" in capsys.readouterr().err
+    assert main(["status", out]) == 0
+    assert "4 pictures: complete; something failed for 1 of them" in capsys.readouterr().out
+    assert main(["status", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failed"] == 1
+    assert main(["report", out, "--html", str(tmp_path / "report.html")]) == 0
+    counts = (
+        "COSE counts pictures whose clean prediction is right. Fashion CNN: no picture has a label it knows; its "
+        "prediction for the clean picture stands for one."
+    )
+    assert counts in capsys.readouterr().out.splitlines()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert counts in page
+    assert "<h1>set · COSE</h1>" in page
+    assert "4 pictures, seed 0" in page
+    assert "complete; something failed for 1 of the pictures" in page
+    # So few that each score says it.
+    assert ", 3 pictures</td>" in page
 
 
 def test_pages_see_a_run_of_the_command_line_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

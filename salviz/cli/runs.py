@@ -155,6 +155,7 @@ def _store(options: argparse.Namespace) -> Store | None:
 
 
 def _work(folder: RunFolder, options: argparse.Namespace, engine: Engine, store: Store | None) -> None:
+    from salviz.runs import summary
     from salviz.runs.execution import resume
     from salviz.runs.presence import holding
 
@@ -179,6 +180,11 @@ def _work(folder: RunFolder, options: argparse.Namespace, engine: Engine, store:
         return
     status = folder.status()
     print(f"{status.done} of {status.shards} shards in {folder.path}")
+    if failed := summary.failed(folder):
+        print(
+            f"Something failed for {failed} of {len(folder.sample)} pictures; salviz report {folder.path} says what.",
+            file=sys.stderr,
+        )
 
 
 def _options(options: argparse.Namespace) -> Options:
@@ -267,15 +273,17 @@ def _work_off(options: argparse.Namespace) -> None:
 
 
 def _status(options: argparse.Namespace) -> None:
+    from salviz.runs import summary
     from salviz.runs.folder import RunFolder
 
     folder = RunFolder.existing(options.folder)
-    status = folder.status()
+    status, failed = folder.status(), summary.failed(folder)
     if options.json:
-        print_json({"shards": status.shards, "done": status.done, "is_complete": status.is_complete})
+        print_json({"shards": status.shards, "done": status.done, "is_complete": status.is_complete, "failed": failed})
         return
     state = "complete" if status.is_complete else "cancelled" if status.is_cancelled else "not complete"
-    print(f"{status.done} of {status.shards} shards, {len(folder.sample)} pictures: {state}")
+    missed = f"; something failed for {failed} of them" if failed else ""
+    print(f"{status.done} of {status.shards} shards, {len(folder.sample)} pictures: {state}{missed}")
 
 
 def _cancel(options: argparse.Namespace) -> None:

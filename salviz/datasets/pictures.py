@@ -229,7 +229,10 @@ def sample(
     else:
         chosen = list(places)
     if count is not None and count > len(chosen):
-        raise DataError(f"The set has {len(chosen)} such pictures, not {count}.")
+        of = "" if classes is None else " of these classes"
+        raise DataError(
+            f"The set has {len(chosen)} pictures{of}, not {count}: ask for fewer, or give no number to take all."
+        )
 
     def drawn(place: int) -> bytes:
         return hashlib.blake2b(f"{seed}|{entries[place].name}".encode(), digest_size=8).digest()

@@ -132,9 +132,12 @@ def open_path(path: Path | str, *, max_bytes: int = MAX_BYTES, max_pixels: int =
     try:
         # Absolute, so that the folder's name is known for a bare file name too.
         labelled = Path(file.parent.resolve().name, file.name).as_posix()
+        # Whoever gave the path may see it whole.
+        if not file.is_file():
+            raise ImageError(f"'{path}' is not a file: choose a picture.")
         data = _bytes(file, max_bytes)
     except (OSError, ValueError) as error:
-        raise ImageError(f"'{file.name}' cannot be read: check the path.") from error
+        raise ImageError(f"'{path}' cannot be read: check the path.") from error
     picture = decode(data, max_bytes=max_bytes, max_pixels=max_pixels, name=labelled, source=f"file:{file.name}")
     return replace(picture, name=file.name)
 

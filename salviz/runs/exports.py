@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from salviz.errors import DataError
 from salviz.plain import digits
-from salviz.runs import plots, results, rollup, table, words
+from salviz.runs import plots, results, rollup, summary, table, words
 from salviz.runs.folder import RunFolder
 from salviz.runs.results import Overview
 
@@ -42,7 +42,8 @@ pre { background: #f3f4f6; padding: .75rem; overflow-x: auto; font-size: .85rem;
 <table><thead><tr>{% for name in heads %}<th>{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for line in lines %}<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table>
-<p class="caption">Mean over pictures and settings, with the 95 % bootstrap interval over pictures.</p>
+{% if counts %}<p class="caption">{{ counts }}</p>
+{% endif %}<p class="caption">Mean over pictures and settings, with the 95 % bootstrap interval over pictures.</p>
 {% for name, chart, caption in charts %}<h2>{{ name }}</h2>{{ chart|safe }}<p class="caption">{{ caption }}</p>
 {% endfor %}
 {% if failures %}<h2>What failed</h2>
@@ -104,21 +105,30 @@ def report(folder: RunFolder, found: Overview | None = None) -> bytes:
     names, titles = words.models(spec.models), words.methods(results.methods_of(found))
     pairs = list(dict.fromkeys((one.metric, one.quantity) for one in found.scores))
     known = {(one.metric, one.quantity, one.model, one.method): one.score for one in found.scores}
+    images = {pair: results.resting(folder, *pair) for pair in pairs}
     lines = [
         [titles[method], names[model]]
-        + [words.cell(known[key]) if (key := (*pair, model, method)) in known else "" for pair in pairs]
+        + [
+            words.cell(known[key], images[pair].get((model, method)))
+            if (key := (*pair, model, method)) in known
+            else ""
+            for pair in pairs
+        ]
         for method in titles
         for model in spec.models
         if any((*pair, model, method) in known for pair in pairs)
     ]
     status = folder.status()
     complete = "complete" if status.is_complete else f"{status.done} of {status.shards} parts are there"
+    if failed := summary.failed(folder):
+        complete += f"; something failed for {failed} of the pictures"
     content = Environment(autoescape=True).from_string(_TEMPLATE).render(
         title=words.run(spec),
         subtitle=f"{len(folder.sample)} pictures, seed {spec.seed}, begun {folder.about['created']}; {complete}",
         plotly=get_plotlyjs(),
         heads=["Method", "Model", *(words.score(*pair) for pair in pairs)],
         lines=lines,
+        counts=words.counts(summary.counted(folder)) if any(metric == "cose" for metric, _ in pairs) else "",
         charts=[(name, _html(figure), caption) for name, figure, caption in _charts(folder, found)],
         failures=[
             (

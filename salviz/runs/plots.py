@@ -36,8 +36,10 @@ def consistency_against_sensitivity(
         if one.metric == "cose":
             points.setdefault((one.model, one.method), {})[one.quantity] = one
     known = [p for p in points.values() if not math.isnan(p["cose"].score.value)]
-    ends = [1.0, *(p["sensitivity"].score.value for p in known)]
-    along = np.linspace(0.01, max(ends) * 1.02, 200)
+    ends = [1.0, *(end for p in known for end in (p["sensitivity"].score.value, p["sensitivity"].score.high))]
+    # An interval that is not known is no end.
+    end = 1.02 * float(np.nanmax(ends))
+    along = np.linspace(0.01, end, 200)
     for level in _LEVELS:
         across = level**2 / along
         keep = across <= 1.02
@@ -50,8 +52,8 @@ def consistency_against_sensitivity(
             )
         )  # fmt: skip
         figure.add_annotation(
-            x=along[keep][-1], y=across[keep][-1], text=f"COSE {level:.1f}", showarrow=False, xanchor="right",
-            yanchor="bottom", font={"size": 11, "color": palette.muted},
+            x=along[keep][-1], y=across[keep][-1], text=f"COSE {level:.1f}", showarrow=False, xanchor="left",
+            font={"size": 11, "color": palette.muted},
         )  # fmt: skip
     symbols = {model: SYMBOLS[place % len(SYMBOLS)] for place, model in enumerate(models)}
     named: set[str] = set()
@@ -82,7 +84,13 @@ def consistency_against_sensitivity(
     figure.update_layout(**layout(palette, 440))
     legend(figure)
     figure.update_xaxes(
-        title="Sensitivity", gridcolor=palette.grid, zeroline=False, fixedrange=True, rangemode="tozero"
+        # With room for what the curves are called, where no point can lie on it.
+        title="Sensitivity",
+        gridcolor=palette.grid,
+        zeroline=False,
+        fixedrange=True,
+        range=[0, 1.22 * end],
+        ticklabelstandoff=4,
     )
     figure.update_yaxes(
         title="Consistency", gridcolor=palette.grid, zeroline=False, fixedrange=True, rangemode="tozero"

@@ -181,34 +181,6 @@ def quantities(found: Overview) -> list[tuple[str, str]]:
     return [("cose", "similarity") if pair == ("cose", "cose") else pair for pair in pairs]
 
 
-@dataclass(frozen=True)
-class Counted:
-    """Which pictures COSE counts under a model: those it predicts right, as far as that can be told.
-
-    Attributes:
-        model: Id.
-        images: Pictures.
-        right: Predicted as labelled.
-        unlabelled: Without a label the model knows: its prediction stands for one.
-    """
-
-    model: str
-    images: int
-    right: int
-    unlabelled: int
-
-
-def counted(folder: RunFolder) -> list[Counted]:
-    """The pictures of a run by model, as COSE counts them."""
-    query = """
-        select model, count(distinct place), count(distinct place) filter (label = prediction and label != -1),
-            count(distinct place) filter (label = -1)
-        from images where metric = 'cose' group by model order by model
-    """
-    with rollup.connect(folder) as connection:
-        return [Counted(*row) for row in connection.execute(query).fetchall()]
-
-
 def _parts(metric: str, quantity: str) -> tuple[str, str, str]:
     """Sum, count and the table's name of a score."""
     if metric == "cose":
@@ -234,6 +206,18 @@ def spreads(folder: RunFolder, metric: str, quantity: str) -> list[Spread]:
     with rollup.connect(folder) as connection:
         rows = connection.execute(query, [metric, name]).fetchall()
     return [Spread(model, method, images, tuple(quantiles)) for model, method, images, quantiles in rows]
+
+
+def resting(folder: RunFolder, metric: str, quantity: str) -> dict[tuple[str, str], int]:
+    """How many pictures a score rests on, by model and method; nothing of COSE itself, which is made of two.
+
+    Args:
+        folder: Of the run.
+        metric: Id.
+        quantity: Of the score.
+    """
+    found = [] if (metric, quantity) == ("cose", "cose") else spreads(folder, metric, quantity)
+    return {(one.model, one.method): one.images for one in found}
 
 
 def groups(folder: RunFolder, model: str, metric: str, quantity: str, by: Group) -> list[Grouped]:

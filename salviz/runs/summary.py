@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from salviz.metrics import Score, with_interval
 from salviz.metrics.cose import Split, from_sums, resample
-from salviz.runs import rollup, table
+from salviz.runs import rollup, table, words
 from salviz.runs.folder import RunFolder
 
 _UNITS = """
@@ -163,6 +163,34 @@ def _grouped(folder: RunFolder, query: str, keys: int) -> dict[tuple[str, ...], 
     return {key: np.array(numbers, dtype=np.float64) for key, numbers in found.items()}
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Which pictures COSE counts under a model: those it predicts right, as far as that can be told.
+
+    Attributes:
+        model: Id.
+        images: Pictures.
+        right: Predicted as labelled.
+        unlabelled: Without a label the model knows: its prediction stands for one.
+    """
+
+    model: str
+    images: int
+    right: int
+    unlabelled: int
+
+
+def counted(folder: RunFolder) -> list[Counted]:
+    """The pictures of a run by model, as COSE counts them."""
+    query = """
+        select model, count(distinct place), count(distinct place) filter (label = prediction and label != -1),
+            count(distinct place) filter (label = -1)
+        from images where metric = 'cose' group by model order by model
+    """
+    with rollup.connect(folder) as connection:
+        return [Counted(*row) for row in connection.execute(query).fetchall()]
+
+
 def means(folder: RunFolder) -> list[Mean]:
     """Means over images and settings, by model, method, metric, quantity and kind of setting."""
     return [Mean(*row) for row in _rows(folder, _MEANS)]
@@ -171,6 +199,12 @@ def means(folder: RunFolder) -> list[Mean]:
 def failures(folder: RunFolder) -> list[Failure]:
     """What failed, counted by reason."""
     return [Failure(*row) for row in _rows(folder, _FAILURES)]
+
+
+def failed(folder: RunFolder) -> int:
+    """Pictures for which something failed."""
+    ((count,),) = _rows(folder, "select count(distinct place) from rows where error is not null")
+    return int(count)
 
 
 def _rows(folder: RunFolder, query: str) -> list[tuple[Any, ...]]:
@@ -193,6 +227,8 @@ def lines(folder: RunFolder) -> Iterator[str]:
             for score in (split.consistency, split.sensitivity, split.cose)
         )
         yield f"{f'{model}, {method}':44} " + " ".join(f"{cell:>22}" for cell in cells)
+    if scores:
+        yield words.counts(counted(folder))
     others = [mean for mean in means(folder) if mean.metric != "cose"]
     for mean in others:
         name = f"{mean.model}, {mean.method}: {mean.metric}, {mean.quantity}, {mean.kind}"

@@ -16,7 +16,7 @@ from salviz.runs.spec import Spec
 from salviz.similarity.measures import MEASURES as SIMILARITIES
 
 if TYPE_CHECKING:
-    from salviz.runs.results import Counted
+    from salviz.runs.summary import Counted
 
 _COSE = {card.id: card.title for card in (CONSISTENCY, SENSITIVITY, COSE)} | {"similarity": "Similarity (SSIM)"}
 _SETS = {"fashion": "Fashion-MNIST sample", "samples": "Sample photographs"}
@@ -61,7 +61,7 @@ def data(id: str) -> str:
     kind, _, rest = id.partition(":")
     if kind == "torchvision":
         return rest.partition("@")[0]
-    return _SETS.get(id) or id.rpartition("/")[2].rpartition(":")[2]
+    return _SETS.get(id) or id.rstrip("/").rpartition("/")[2].rpartition(":")[2]
 
 
 def run(spec: Spec) -> str:
@@ -101,6 +101,18 @@ def counted(found: Counted, model: str) -> str:
     text = f"{model}: {found.right:,} of {found.images - found.unlabelled:,} labelled pictures are predicted right"
     rest = f"; for {found.unlabelled:,} more the prediction stands for a label" if found.unlabelled else ""
     return f"{text} and count{rest}."
+
+
+def counts(found: Iterable[Counted]) -> str:
+    """Which pictures COSE counts under each model, in a few sentences.
+
+    Args:
+        found: Of each model.
+    """
+    each = list(found)
+    names = models(one.model for one in each)
+    told = " ".join(counted(one, names[one.model]) for one in each)
+    return f"COSE counts pictures whose clean prediction is right. {told}"
 
 
 def groups(by: str, present: Iterable[str], name: Callable[[int], str]) -> dict[str, str]:

@@ -205,7 +205,10 @@ def _more(view: View) -> None:
     st.markdown("The same run from the command line:")
     st.code("salviz run --spec spec.json --out RUN", language=None)
     spec = json_text(view.asked.as_dict(), indent=2)
-    st.download_button("Spec (JSON)", spec, "spec.json", on_click="ignore", type="tertiary", key="download.spec")
+    st.download_button(
+        "Spec (JSON)", spec, "spec.json", on_click="ignore", type="tertiary", key="download.spec",
+        icon=":material/download:",
+    )  # fmt: skip
     with st.popover("Delete this run", icon=":material/delete:"):
         st.markdown("This deletes all that it found, for everybody.")
         st.button("Delete", type="primary", key="delete", on_click=_remove, args=(view.shelf, standing.name))

@@ -135,6 +135,10 @@ def _method_title(pick: Pick) -> str:
     return methods.get(pick.request.method).card.title
 
 
+_HARDLY = 0.005
+"""Probability below which two digits show nothing of it."""
+
+
 def _facts(shown: Shown | None) -> None:
     if shown is None:
         return
@@ -143,8 +147,10 @@ def _facts(shown: Shown | None) -> None:
     where = f" at layer `{exploration.layer}`" if exploration.layer else ""
     probability = float(exploration.probabilities[0, int(exploration.classes[0])])
     name, rival = panels.explained(exploration, shown.name)
+    # A target that was chosen for another picture stays: a map of it is no less vivid.
+    seen = "" if probability >= _HARDLY else ", which the model hardly sees here"
     parts = [
-        f"Explains **{name}** ({probability:.2f}){rival}",
+        f"Explains **{name}** ({probability:.2f}{seen}){rival}",
         f"{shown.card.title}{where}, native {width} × {height}",
         f"{panels.counted(round(exploration.passes), 'pass', 'passes')} in {exploration.seconds:.1f} s",
     ]
@@ -186,7 +192,7 @@ def pictures_and_variants(shown: Shown, *, is_running: bool = False) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         # On the left, where its popover covers the photograph and not the overlay it changes.
         display.controls(shown.card)
-        st.caption(sample_remark(shown.picture) or " ", width="stretch")
+        st.caption(sample_remark(shown.picture, shown.loaded.classifier) or " ", width="stretch")
     choices = display.chosen(shown.card)
     _pictures(shown, choices)
     _scores(shown, is_running=is_running)

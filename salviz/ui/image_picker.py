@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -20,10 +21,15 @@ from salviz.images import (
 )
 from salviz.ui import gallery, state
 
+if TYPE_CHECKING:
+    from salviz.classifiers.classifier import Classifier
+
 UPLOAD_BYTES = 16 * 2**20
 _UPLOAD = "upload"
 OF_RUN = "run:"
 """Begins the source of a picture of a batch run: `run:<name>/<place in its sample>`."""
+_FEW_CLASSES = 20
+"""Classes of a net that are told where a photograph is none of them."""
 _FASHION = 50
 """Fashion-MNIST pictures in the list; a link may name any of the thousand."""
 
@@ -131,7 +137,12 @@ def _uploaded() -> Picture | None:
     return picture
 
 
-def sample_remark(picture: Picture) -> str:
-    """Why a sample is worth explaining, or nothing."""
+def sample_remark(picture: Picture, classifier: Classifier) -> str:
+    """Why a sample is worth explaining by a classifier, or nothing."""
     sample = next((s for s in SAMPLES if picture.source == f"sample:{s.id}"), None)
-    return sample.remark if sample else ""
+    labels = classifier.labels
+    if sample is None or len(labels) > _FEW_CLASSES:
+        return sample.remark if sample else ""
+    # Whatever the picture shows, it becomes one of these.
+    names = ", ".join(map(labels.short, range(len(labels))))
+    return f"{classifier.title} knows {len(labels)} classes and no other: {names}."

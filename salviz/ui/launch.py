@@ -127,7 +127,7 @@ def _classes(data: Any, labels: set[Any]) -> int:
     if len(options) > 1:
         st.multiselect(
             "Classes", options, format_func=str, key="new_classes", persist_state="session",
-            placeholder=f"All {len(options):,}", select_all=False,
+            placeholder=f"All {len(options):,}", select_all=False, wrap=True,
         )  # fmt: skip
     wanted = set(now["new_classes"])
     return sum(entry.label in wanted for entry in data.entries) if wanted else len(data)
@@ -181,16 +181,16 @@ def _measured() -> None:
     extra = [model for model in now["new_models"] if model not in titles]
     st.multiselect(
         "Models", [*titles, *extra], format_func=lambda key: titles.get(key, key), key="new_models",
-        persist_state="session", accept_new_options=True, placeholder="Choose models", select_all=False,
+        persist_state="session", accept_new_options=True, placeholder="Choose models", select_all=False, wrap=True,
         help="Other ids work too: `timm:…`, `torchvision:…`, `hf-hub:…`.",
     )  # fmt: skip
     st.multiselect(
         "Methods", list(METHODS), format_func=lambda key: METHODS[key].card.title, key="new_methods",
-        persist_state="session", placeholder="Choose methods", select_all=False,
+        persist_state="session", placeholder="Choose methods", select_all=False, wrap=True,
     )  # fmt: skip
     st.multiselect(
         "Metrics", list(MEASURES), format_func=lambda key: MEASURES[key].title, key="new_metrics",
-        persist_state="session", placeholder="Choose metrics", select_all=False,
+        persist_state="session", placeholder="Choose metrics", select_all=False, wrap=True,
         help="\n\n".join(f"**{measure.title}**: {measure.description}" for measure in MEASURES.values()),
     )  # fmt: skip
     if "cose" in now["new_metrics"]:
@@ -278,7 +278,7 @@ def _offer(spec: Spec, images: int) -> None:
                 for (model, method), reason in list(found.refused.items())[:4]
             )
         )
-    with st.expander("The same from the command line"):
+    with st.expander("The same from the command line", key="as_command"):
         st.code("salviz run --spec spec.json --out RUN", language=None)
         st.code(json_text(spec.as_dict(), indent=2), language="json")
 

@@ -88,7 +88,7 @@ def _failures(found: Overview) -> None:
 
 def _scores(view: View, found: Overview) -> None:
     """Method x model, every score with its interval."""
-    from salviz.runs import plots, results, words
+    from salviz.runs import plots, results, summary, words
     from salviz.runs.results import methods_of
 
     methods, models = list(methods_of(found)), list(view.asked.models)
@@ -100,18 +100,14 @@ def _scores(view: View, found: Overview) -> None:
     if len(models) > 1:
         columns["Model"] = [names[model] for model, _ in lines]
     for metric, quantity in pairs:
-        spreads = results.spreads(view.run, metric, quantity) if quantity != "cose" else []
-        images = {(one.model, one.method): one.images for one in spreads}
+        images = results.resting(view.run, metric, quantity)
         columns[words.score(metric, quantity)] = [
             "" if (score := known.get((metric, quantity, *line))) is None else words.cell(score, images.get(line))
             for line in lines
         ]
     st.dataframe(columns, hide_index=True)
     if any(metric == "cose" for metric, _ in pairs):
-        st.caption(
-            "COSE counts pictures whose clean prediction is right. "
-            + panels.plain(" ".join(words.counted(one, names[one.model]) for one in results.counted(view.run)))
-        )
+        st.caption(panels.plain(words.counts(summary.counted(view.run))))
     st.caption(
         "Mean over pictures and settings, with the 95 % bootstrap interval over pictures. Methods whose intervals "
         "overlap widely are not told apart by these pictures."

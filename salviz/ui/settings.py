@@ -12,9 +12,16 @@ from salviz.transforms import AUGMENTATIONS, Variant, default_variants, draw_var
 from salviz.ui import panels, session, state
 
 
-def method(loaded: Any) -> tuple[str, dict[str, Any]]:
-    """The method's id and its settings."""
+def method(loaded: Any, page: str) -> tuple[str, dict[str, Any]]:
+    """The method's id and its settings.
+
+    Args:
+        loaded: The classifier and its speed, or None.
+        page: The page that is shown; some choose methods of their own.
+    """
     from salviz.methods import METHODS
+
+    has_own = page == "sanity" or (page == "compare" and st.session_state["rows"] == "methods")
 
     if st.session_state["method"] not in METHODS:
         st.session_state["method"] = "grad_cam"
@@ -26,6 +33,8 @@ def method(loaded: Any) -> tuple[str, dict[str, Any]]:
         persist_state="session",
         filter_mode="fuzzy",
     )
+    if has_own:
+        st.caption("Methods are chosen on the page; this one's settings count for its row there.")
     card = METHODS[method_id].card
     with st.container(horizontal=True), st.popover("About this method", type="tertiary"):
         st.markdown(f"**{card.title}**: {card.family}")

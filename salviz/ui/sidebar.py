@@ -47,7 +47,7 @@ def choose(page: str) -> Pick:
         picture = image_picker.choose(problems)
         model_id = _model()
         loaded = load(model_id, problems)
-        method_id, parameters = settings.method(loaded)
+        method_id, parameters = settings.method(loaded, page)
         target, against, label = settings.target(loaded, picture)
         variants, changes, extra = settings.rest(loaded, picture, page)
     request = None

@@ -128,7 +128,7 @@ def test_a_stream_is_its_beginning(tmp_path: Path) -> None:
     # What is kept needs the files no more.
     shutil.rmtree(tmp_path / "set")
     assert np.array_equal(found.open(3).pixels(), pixels(3))
-    with pytest.raises(DataError, match="has 4 such pictures, not 5"):
+    with pytest.raises(DataError, match="has 4 pictures, not 5"):
         sample(found.entries, 5)
 
 

@@ -73,6 +73,12 @@ def test_only_chosen_methods_stand_in_rows_and_the_link_holds_them(compare: Open
     assert app.query_params == {"model": tiny, "methods": "edge,gradient,random"}
 
 
+def test_the_sidebars_method_says_where_it_counts(compare: Open) -> None:
+    said = "Methods are chosen on the page"
+    assert any(said in caption.value for caption in compare(methods="edge,gradient").sidebar.caption)
+    assert not any(said in caption.value for caption in compare(rows="classes").sidebar.caption)
+
+
 def test_nothing_chosen_is_said(compare: Open) -> None:
     app = compare(methods="")
     assert not app.exception

@@ -113,6 +113,21 @@ def test_the_first_visit_shows_everything_computed(visit: Visit) -> None:
     assert not app.query_params
 
 
+def test_a_photograph_is_told_what_a_net_of_few_classes_knows(visit: Visit) -> None:
+    remarks = "\n".join(caption.value for caption in visit(model=None).caption)
+    assert "tabby, tiger cat and Egyptian cat" in remarks
+    remarks = "\n".join(caption.value for caption in visit(model="fashion_cnn").caption)
+    assert "tabby" not in remarks
+    assert "Fashion CNN knows 10 classes and no other: T-shirt/top, Trouser, Pullover" in remarks
+
+
+def test_a_target_that_is_not_in_the_picture_is_told_as_such(visit: Visit) -> None:
+    (facts,) = [caption.value for caption in visit(model=None, target="0").caption if "Explains" in caption.value]
+    assert "(0.00, which the model hardly sees here)" in facts
+    (facts,) = [caption.value for caption in visit(model=None).caption if "Explains" in caption.value]
+    assert "hardly" not in facts
+
+
 def test_the_columns_agree_with_the_predictions(visit: Visit) -> None:
     app = visit()
     exploration = session.runner().peek(app.session_state["_shown"][0])

@@ -138,7 +138,7 @@ def test_every_picture_has_a_similarity_whether_right_or_wrong(run: RunFolder, f
     for part, one in shown.items():
         assert one.score.value == pytest.approx(expected[part], rel=1e-12)
     assert {one.group for one in results.groups(run, "fashion_vit", "cose", "consistency", "correct")} == {"right"}
-    (counted,) = [one for one in results.counted(run) if one.model == "fashion_vit"]
+    (counted,) = [one for one in summary.counted(run) if one.model == "fashion_vit"]
     assert (counted.images, counted.right, counted.unlabelled) == (24, len(values["right"]), 0)
     assert (
         words.counted(counted, "ViT") == f"ViT: {counted.right} of 24 labelled pictures are predicted right and count."
