@@ -23,11 +23,11 @@ BASIC = ["run", "--data", "fashion", "--models", "fashion_cnn", "--images", "4"]
 
 
 def test_options_and_a_spec_make_the_runs_of_the_library(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = spec(methods={"grad_cam": {"layer": "stem.0"}, "gradient": {}}, images=5, seed=2, is_stratified=True)
+    asked = spec(methods={"grad_cam": {"layer": "layer2"}, "gradient": {}}, images=5, seed=2, is_stratified=True)
     expected = done(tmp_path / "library", asked).digest()
     command = [
         "run", "--data", "fashion", "--models", "fashion_cnn", "--methods", "grad_cam,gradient", "--images", "5",
-        "--seed", "2", "--stratified", "--group", "4", "--set", "grad_cam.layer=stem.0",
+        "--seed", "2", "--stratified", "--group", "4", "--set", "grad_cam.layer=layer2",
         "--set", "cose.augmentations=rotate:+30,flip_lr,blur", "--out", str(tmp_path / "options"),
     ]  # fmt: skip
     assert main(command) == 0

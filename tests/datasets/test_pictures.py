@@ -143,7 +143,7 @@ def test_a_stratified_sample_has_as_many_of_each_class_as_there_are() -> None:
     assert chosen[:6].count("rare") == 3
     only = sample(entries, classes=["rare"])
     assert sorted(only) == [0, 1, 2]
-    with pytest.raises(DataError, match="has 3 pictures, not 4"):
+    with pytest.raises(DataError, match="has 3 pictures of these classes, not 4"):
         sample(entries, 4, classes=["rare"])
     with pytest.raises(DataError, match="no picture of class 'absent'"):
         sample(entries, classes=["absent"])

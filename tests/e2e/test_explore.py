@@ -223,6 +223,8 @@ def test_uploads_good_and_bad(server: Server, open_page: Open) -> None:
     shows(page, "mine.png", LITE, "Grad-CAM")
     expect(page.get_by_text("This is not a picture Salviz can read")).to_have_count(0)
     for content in (b"this is no picture", noise()[:200]):
+        # The uploader is drawn anew with the page; what is given to the one before is lost.
+        settled(page)
         choose_file(page, "worse.png", content)
         expect(page.get_by_text("mine.png is still shown")).to_be_visible()
         shows(page, "mine.png", LITE, "Grad-CAM")
