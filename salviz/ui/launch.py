@@ -27,7 +27,7 @@ MOST_SECONDS = float(os.environ.get("SALVIZ_MAX_RUN_SECONDS", "inf"))
 """A public server can refuse runs that take longer."""
 
 _UPLOAD_MB = 200
-_AUGMENTATIONS = {"default": "Thirteen, one strength each", "paper": "48, drawn as in the paper (COSE)"}
+_AUGMENTATIONS = {"default": "13, one strength each", "paper": "48, as in the paper"}
 _MAPS = {"none": "None", "clean": "Of the pictures", "all": "Of all variants"}
 _CLOTHES, _THINGS = ["fashion_cnn"], [CARDS[0].id]
 _DEFAULTS: dict[str, Any] = {
