@@ -97,10 +97,10 @@ def _pictures(problems: list[str]) -> tuple[Any, int, bool]:
     most = _classes(data, labels)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         takes_all = st.toggle(f"All {most:,}", key="new_all", persist_state="session")
-        st.session_state["new_images"] = min(int(st.session_state["new_images"]), most)
+        # Not as the widget's own limit: it would turn red without a word and keep the number before.
+        st.session_state["new_images"] = min(max(int(st.session_state["new_images"]), 1), most)
         count = st.number_input(
-            "Pictures", min_value=1, max_value=most, key="new_images", disabled=takes_all, persist_state="session",
-            width=140,
+            "Pictures", step=1, key="new_images", disabled=takes_all, persist_state="session", width=140,
         )  # fmt: skip
         st.number_input(
             "Seed", min_value=0, max_value=2**31 - 1, key="new_seed", persist_state="session", width=110,

@@ -251,5 +251,5 @@ def flatness(exploration: Any) -> list[str]:
 
 
 def counted(number: float, one: str, many: str) -> str:
-    """`1 pass`, `2 passes`."""
-    return f"{number:g} {one if number == 1 else many}"
+    """`1 pass`, `2.5 passes`, `1,281 passes`."""
+    return f"{number:,.10g} {one if number == 1 else many}"

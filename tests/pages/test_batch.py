@@ -77,6 +77,15 @@ def test_the_first_visit_offers_a_run_and_says_what_it_takes(visit_batch: Open) 
     assert app.query_params == {}
 
 
+@pytest.mark.parametrize(("asked", "taken"), [(5000, 1000), (0, 1)])
+def test_no_more_pictures_are_taken_than_there_are(visit_batch: Open, asked: int, taken: int) -> None:
+    app = visit_batch()
+    app.number_input(key="new_images").set_value(asked).run()
+    assert not app.exception
+    assert app.number_input(key="new_images").value == taken
+    assert f"{taken * 60:,} maps of {taken:,} picture" in texts(app)
+
+
 def test_what_is_chosen_is_what_is_asked_for(visit_batch: Open) -> None:
     app = visit_batch()
     app.multiselect(key="new_methods").set_value(["gradient"])
