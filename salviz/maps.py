@@ -24,7 +24,7 @@ def unsigned(raw: Tensor, evidence: Evidence) -> Tensor:
             (class activation maps, occlusion), `as_is` changes nothing.
     """
     if evidence == "magnitude":
-        return _over_channels(raw.contiguous().abs())
+        return _over_channels(raw.abs())
     return signed(raw).clamp(min=0) if evidence == "positive" else signed(raw)
 
 

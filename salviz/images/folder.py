@@ -108,7 +108,7 @@ def open_from_folder(
         raise ImageError("The folder no longer holds this picture: choose one from its list.") from error
     if not resolved.is_relative_to(folder):
         raise ImageError("This name leads outside the folder: choose a picture from its list.")
-    data = _bytes(resolved, max_bytes)
+    data = _bytes(resolved, resolved.name, max_bytes)
     name = "/".join(parts)
     return decode(data, max_bytes=max_bytes, max_pixels=max_pixels, name=name, source=f"file:{name}", shareable=True)
 
@@ -133,24 +133,22 @@ def open_path(path: Path | str, *, max_bytes: int = MAX_BYTES, max_pixels: int =
         # Absolute, so that the folder's name is known for a bare file name too.
         labelled = Path(file.parent.resolve().name, file.name).as_posix()
         # Whoever gave the path may see it whole.
-        if not file.is_file():
-            raise ImageError(f"'{path}' is not a file: choose a picture.")
-        data = _bytes(file, max_bytes)
+        data = _bytes(file, str(path), max_bytes)
     except (OSError, ValueError) as error:
         raise ImageError(f"'{path}' cannot be read: check the path.") from error
     picture = decode(data, max_bytes=max_bytes, max_pixels=max_pixels, name=labelled, source=f"file:{file.name}")
     return replace(picture, name=file.name)
 
 
-def _bytes(path: Path, max_bytes: int) -> bytes:
-    """Read a regular file; a pipe, which could block, or a huge file is refused first."""
+def _bytes(path: Path, called: str, max_bytes: int) -> bytes:
+    """Read a regular file, named so where it cannot be; a pipe, which could block, or a huge file is refused first."""
     if not path.is_file():
-        raise ImageError(f"'{path.name}' is not a file: choose a picture.")
+        raise ImageError(f"'{called}' is not a file: choose a picture.")
     try:
         check_file_size(path.stat().st_size, max_bytes)
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"'{path.name}' cannot be read: check its permissions.") from error
+        raise ImageError(f"'{called}' cannot be read: check its permissions.") from error
 
 
 def _resolved_root(root: Path | str) -> Path:
