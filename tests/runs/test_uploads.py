@@ -16,7 +16,8 @@ def packed(index: int) -> bytes:
     picture, file = io.BytesIO(), io.BytesIO()
     open_fashion(index).image.save(picture, format="PNG")
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("shirt/a.png", picture.getvalue())
+        # With a date of its own: by its name alone it would get the hour, and the same file other bytes later.
+        archive.writestr(zipfile.ZipInfo("shirt/a.png"), picture.getvalue())
     return file.getvalue()
 
 
