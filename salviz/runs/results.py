@@ -137,31 +137,39 @@ class Case:
     spread: float
 
 
+def known(folder: RunFolder) -> Overview | None:
+    """The overview of what is there, where somebody has made it: read in a moment, however large the run."""
+    key = rollup.key(folder.plan, folder.present())
+    try:
+        made = json.loads((folder.path / rollup.FOLDER / _SCORES).read_text(encoding="utf-8"))
+        if made["key"] != key or rollup.known(folder) != key:
+            return None
+        return Overview(
+            key,
+            tuple(Scored(**{**one, "score": _score(one["score"])}) for one in made["scores"]),
+            tuple(Failure(**one) for one in made["failures"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def overview(folder: RunFolder) -> Overview:
     """Scores and failures of what is there, computed once and remembered in the run's folder.
 
     Raises:
         DataError: The folder cannot be written to.
     """
+    remembered = known(folder)
+    if remembered is not None:
+        return remembered
     key = rollup.roll(folder)
-    path = folder.path / rollup.FOLDER / _SCORES
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["key"] == key:
-            return Overview(
-                key,
-                tuple(Scored(**{**one, "score": _score(one["score"])}) for one in known["scores"]),
-                tuple(Failure(**one) for one in known["failures"]),
-            )
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     found = Overview(key, tuple(summary.scores(folder)), tuple(summary.failures(folder)))
     content = {
         "key": key,
         "scores": [{**vars(one), "score": _plain(one.score)} for one in found.scores],
         "failures": [asdict(one) for one in found.failures],
     }
-    write_files(path.parent, {_SCORES: json_text(content).encode()})
+    write_files(folder.path / rollup.FOLDER, {_SCORES: json_text(content).encode()})
     return found
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from salviz.images.fashion import FASHION, fashion_arrays
 from salviz.runs import Spec, worker
 from salviz.runs.presence import holding
 from salviz.runs.shelf import Shelf
-from salviz.ui import batch, follow, launch
+from salviz.ui import batch, follow, launch, session
 from tests.pages.conftest import ROOT, TIMEOUT
 
 Open = Callable[..., AppTest]
@@ -287,6 +288,26 @@ def test_a_complete_run_shows_every_part(visit_batch: Open, name: str) -> None:
     app = visit_batch(run=name, part="strength", change="rotate")
     assert not app.exception
     assert app.query_params["change"] == "rotate"
+
+
+def test_known_results_do_not_wait_for_somebody_elses_computation(
+    visit_batch: Open, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    busy = session.runner().submit("somebody else's", lambda job: goes_on.wait(TIMEOUT), watcher="somebody")
+    try:
+        app = visit_batch(run=name)
+        assert busy.is_open
+        assert not app.exception
+        assert list(app.dataframe[0].value["Method"]) == ["Grad-CAM", "Gradient"]
+        # Where nobody has added them up yet they take their turn.
+        (Shelf().root / name / "tables" / "scores.json").unlink()
+        monkeypatch.setattr(follow, "PATIENCE_SECONDS", 0.0)
+        app = visit_batch(run=name)
+        assert busy.is_open
+        assert not app.dataframe
+    finally:
+        goes_on.set()
 
 
 def test_the_worst_pictures_open_in_explore(visit_batch: Open, name: str) -> None:
