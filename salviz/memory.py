@@ -12,17 +12,22 @@ _NEVER = -1
 _LARGE = (2**30, 2**25)
 """Bytes; glibc before 2.35 refuses more than the second."""
 
+_kept = False
+
 
 def keep_freed() -> bool:
     """Have what is freed kept for what is wanted next, instead of given back to the system.
 
     Activations of tens of megabytes come and go with every layer. C's library gives each back at once and has the
     system clear the next one, page by page, while all threads wait. The process' size stays what it was at its largest.
-    For programs that compute for a while and end, not for a library: it holds for all that runs in the process.
+    For programs that compute for a while and end, not for a library: it holds for all that runs in the process. It is
+    the main thread that gains; what other threads free goes back as before. Passes are larger from then on, see
+    `work.fitting`.
 
     Returns:
         Whether there was something to set: nothing is where the library is not glibc.
     """
+    global _kept
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -30,4 +35,10 @@ def keep_freed() -> bool:
     except (AttributeError, OSError):
         return False
     # One without the other would be slower than neither: it ends the library's own adapting.
-    return any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGE) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+    _kept = any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGE) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+    return _kept
+
+
+def keeps_freed() -> bool:
+    """Whether `keep_freed` has been called, and there was something to set."""
+    return _kept

@@ -100,11 +100,14 @@ class _Conv2dSame(Conv2dSame):
             )
         ]
         uneven = [pixels % 2 for pixels in missing]
-        # Methods that look at a net's calls may ask what a kernel of ones would have counted.
-        if any(uneven) and (self.dilation != (1, 1) or has_torch_function_unary(x)):
+        if any(uneven) and self.dilation != (1, 1):
             return self._cut(x, missing)
         padding = [pixels // 2 + is_uneven for pixels, is_uneven in zip(missing, uneven, strict=True)]
-        weight = F.pad(self.weight, (uneven[1], 0, uneven[0], 0)) if any(uneven) else self.weight
+        weight: Tensor = self.weight
+        if any(uneven):
+            weight = F.pad(weight, (uneven[1], 0, uneven[0], 0))
+            # For methods that look at a net's calls, see `kernel_of_ones`.
+            weight._unseen = uneven  # type: ignore[attr-defined]
         clipped = None if self.bounds is None else _fused(self, x, weight, padding, self.bounds)
         if clipped is not None:
             return clipped
@@ -123,6 +126,15 @@ class _Conv2dSame(Conv2dSame):
         # What writes into a view costs the way back more than a copy: where the layer strides, of a quarter of the
         # input that would have been padded.
         return result.clone() if result.requires_grad else result
+
+
+def kernel_of_ones(weight: Tensor) -> Tensor:
+    """Ones in the place of a layer's weights, but for the zeros that a lean layer has put before its kernel."""
+    ones = torch.ones_like(weight)
+    rows, columns = getattr(weight, "_unseen", (0, 0))
+    ones[..., :rows, :] = 0
+    ones[..., :columns] = 0
+    return ones
 
 
 class _ReLU6(nn.ReLU6):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from salviz.errors import Cancelled, RequestError, SalvizError
+from salviz.memory import keep_freed, keeps_freed
 from salviz.runs.bench import Bench, Counts, Group, Made, Options
 from salviz.runs.execution import Engine
 from salviz.runs.folder import RunFolder, Sampled
@@ -85,13 +86,17 @@ class Worker:
         sample: Its pictures.
         options: How it is computed.
         threads: Of torch.
+        keeps: Whether it keeps the memory it frees, as whoever asks does, so that its passes are as large.
         where: The run, for messages.
     """
 
     def __init__(
-        self, about: Mapping[str, Any], sample: Sequence[Sampled], options: Options, threads: int, where: str
-    ) -> None:
+        self, about: Mapping[str, Any], sample: Sequence[Sampled], options: Options, threads: int, keeps: bool,
+        where: str,
+    ) -> None:  # fmt: skip
         # Nothing that may fail: of a worker that cannot be made, Ray tells no plain reason.
+        if keeps:
+            keep_freed()
         self._about, self._sample, self._options, self._where = about, sample, options, where
         self._threads = threads
         self._bench: Bench
@@ -192,7 +197,7 @@ def _computed(
     count = min(len(groups), cluster.workers or max(1, sum(_room(node, takes) for node in nodes)))
     # What dies is replaced below and not by Ray: its own tries are used up before it gives a lost node up.
     maker = ray.remote(**takes, max_restarts=0, max_task_retries=0)(Worker)
-    given = (folder.about, ray.put(folder.sample), options, threads, str(folder.path))
+    given = (folder.about, ray.put(folder.sample), options, threads, keeps_freed(), str(folder.path))
     waiting, left, there = deque(groups), len(groups), 0
     pending: dict[Any, tuple[Any, Group]] = {}
     deaths: Counter[Group] = Counter()

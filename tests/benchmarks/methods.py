@@ -100,7 +100,7 @@ class Counter(TorchFunctionMode):
         self.forward = self.backward = 0.0
         layers = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
         self._share = 1 / len(layers)
-        self._shapes = {part.weight.shape for part in layers}
+        self._shapes = {shape for part in layers for shape in (part.weight.shape, _one_wider(part.weight.shape))}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -112,6 +112,11 @@ class Counter(TorchFunctionMode):
 
     def _count_gradient(self, gradient: Tensor) -> None:
         self.backward += self._share * len(gradient)
+
+
+def _one_wider(shape: torch.Size) -> torch.Size:
+    """Of a kernel with a row and a column of zeros before it, as `classifiers.lean` makes it."""
+    return torch.Size([*shape[:2], *(side + 1 for side in shape[2:])])
 
 
 def plain_passes(

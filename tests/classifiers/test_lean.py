@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from salviz.classifiers.folding import fold
-from salviz.classifiers.lean import lean
+from salviz.classifiers.lean import kernel_of_ones, lean
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -40,11 +40,19 @@ def test_padding_without_a_copy_changes_nothing(
     size: tuple[int, int], kernel: int, stride: int, dilation: int, is_seen: bool
 ) -> None:
     class Seen(TorchFunctionMode):
-        """Whoever looks at the calls sees the kernel as it is."""
+        """Whoever looks at the calls can count the pixels that an output sees, as LRP's flat rule does."""
 
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            assert func is not F.conv2d or args[1].shape[-1] in (kernel, 3)
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            if func is F.conv2d and args[1].shape[1] == 3:
+                ones = torch.ones_like(args[0])
+                counted = func(ones, kernel_of_ones(args[1]), None, *args[3:])
+                plain = copy.deepcopy(module[0])
+                plain.weight.fill_(1.0)
+                plain.bias.zero_()
+                if dilation == 1:
+                    torch.testing.assert_close(counted, plain(ones), **EXACT)
+            return result
 
     torch.manual_seed(0)
     module = nn.Sequential(

@@ -195,6 +195,37 @@ def test_the_form_of_a_call_does_not_matter(form: str, composite: str) -> None:
     torch.testing.assert_close(explain(other, x, composite=composite).maps, explain(plain, x, composite=composite).maps)
 
 
+class Tapped(nn.Module):
+    """A value that is read before or after a rectifier overwrites it, and a net in which none does."""
+
+    def __init__(self, read: str, *, is_inplace: bool) -> None:
+        super().__init__()
+        self.read, self.is_inplace = read, is_inplace
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+            self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        z = self.second(F.relu6(self.first(x)))
+        before = z * 1.0 if self.read == "before" else 0.0
+        after = F.hardtanh(z, 0.0, 0.1, inplace=self.is_inplace)
+        if not self.is_inplace:
+            z = after
+        return self.head((after + before + (z * 2.0 if self.read == "after" else 0.0)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("read", ["before", "after", "never"])
+@pytest.mark.parametrize("composite", COMPOSITES)
+def test_whoever_reads_an_overwritten_value_gets_its_relevance(composite: str, read: str) -> None:
+    x = images(2, 12)
+    nets = [classifier_of(Tapped(read, is_inplace=form), size=12, classes=5) for form in (True, False)]
+    found, expected = (explain(net, x, composite=composite) for net in nets)
+    assert expected.maps.abs().max() > 0
+    close(found.maps, expected.maps, 1e-5)
+    torch.testing.assert_close(found.logits, nets[0].predict(x))
+
+
 class Vgg(nn.Module):
     """Plain layers, each a module of its own."""
 

@@ -18,7 +18,7 @@ from salviz.methods.card import Attribution, MethodCard, register, two_passes
 from salviz.methods.passes import blank_like
 from salviz.methods.paths.integrated import BASELINE
 from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
-from salviz.pieces import pieces
+from salviz.pieces import strips
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -48,21 +48,16 @@ class _Rescaled(torch.autograd.Function):
         # slope, and where the net overwrites its own, so does this.
         out = z if call.is_inplace else torch.empty_like(z)
         slope = torch.empty_like(z)
-        room: Tensor | None = None
-        for part in pieces(z):
-            # One baseline for all images, or one for each.
-            z0_, out0_, tiny_ = (t if len(t) == 1 else t[part] for t in (z0, out0, tiny))
-            count = len(z[part])
-            room = torch.empty_like(z[part]) if room is None else room
-            run = torch.sub(z[part], z0_, out=room[:count])
+        for z_, z0_, out_, out0_, slope_, tiny_ in strips(z, z0, out, out0, slope, tiny):
+            run = z_ - z0_
             if not is_straight:
                 # Of a small difference rounding leaves little. There the derivative half-way is nearer to the truth.
-                half_way = _derivative(call, (z[part] + z0_) / 2, out0_)
+                half_way = _derivative(call, (z_ + z0_) / 2, out0_)
             if call.bounds is None:
-                out[part] = call.apply(z[part])
+                out_.copy_(call.apply(z_))
             else:
-                torch.clamp(z[part], *call.bounds, out=out[part])
-            rise = torch.sub(out[part], out0_, out=slope[part])
+                torch.clamp(z_, *call.bounds, out=out_)
+            rise = torch.sub(out_, out0_, out=slope_)
             if is_straight:
                 # Differences on a straight piece are exact, so only no difference at all needs the derivative, which
                 # is the baseline's then. A number too small to change any other quotient brings it in: 0/0 becomes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,16 +10,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salviz.methods.relevance.rules import NoRuleError, carry
+from salviz.methods.rectifiers import Activation
+from salviz.methods.relevance.rules import NoRuleError, carry, clip_carried
+from salviz.pieces import strips
 
 _SLOPES = {"gelu": 0.5, "hardswish": 0.5, "mish": 0.6}
 """Slopes at zero of the activations where it is not 1."""
 
 
-def is_cut_at_zero(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a function is a ReLU6 in one of its forms: a `hardtanh` from 0 is one."""
-    bound = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
-    return name == "relu6" or (name == "hardtanh" and bound == 0)
+class _Clipped(torch.autograd.Function):
+    """A value between 0 and a cap, with the identity rule's way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, high: float, is_inplace: bool) -> Tensor:
+        value, factor, tiny = x if is_inplace else torch.empty_like(x), torch.empty_like(x), torch.finfo(x.dtype).tiny
+        for x_, value_, factor_ in strips(x, value, factor):
+            # 0 for what is cut off below.
+            torch.clamp(x_, min=tiny, out=factor_)
+            torch.div(torch.clamp(x_, 0.0, high, out=value_), factor_, out=factor_)
+        if is_inplace:
+            ctx.mark_dirty(x)
+        ctx.factor = factor
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.factor.mul_(grad), None, None
+
+
+def rectified(call: Activation, *, is_untouched: bool) -> Tensor:
+    """A ReLU or ReLU6 by the identity rule (AttnLRP, eq. 9).
+
+    Args:
+        call: Of a clamp from 0.
+        is_untouched: Whether a rule has just made what it is called on, and nobody has read that.
+    """
+    x, (_, high) = call.x, call.bounds or (0.0, math.inf)
+    if call.is_inplace and is_untouched and clip_carried(x, high):
+        return x
+    is_inplace = call.is_inplace and not (x.is_leaf or x._is_view())
+    if math.isinf(high):
+        return F.relu(x, inplace=is_inplace)
+    result: Tensor = _Clipped.apply(x, high, is_inplace)
+    return result
 
 
 def through(name: str, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -31,15 +65,7 @@ def through(name: str, func: Callable[..., Tensor], args: tuple[Any, ...], kwarg
         kwargs: Its arguments by name.
     """
     x: Tensor = args[0] if args else kwargs["input"]
-    if name in ("relu", "relu_"):
-        return F.relu(x)
     flat = x.detach()
-    if is_cut_at_zero(name, args, kwargs):
-        high = args[2] if len(args) > 2 else kwargs.get("max_val", 6.0 if name == "relu6" else 1.0)
-        # 0 for what was cut off below.
-        above = flat.clamp(min=torch.finfo(flat.dtype).tiny)
-        value = flat.clamp(min=0.0, max=high)
-        return carry(x, torch.div(value, above, out=above), value)
     # Some work in place: they get a copy.
     others = {key: value for key, value in kwargs.items() if key != "input"}
     is_in_place = name.endswith("_") or others.get("inplace") or any(value is True for value in args)

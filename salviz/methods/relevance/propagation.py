@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 from salviz.classifiers.stages import tensors_in
-from salviz.methods.relevance.nonlinear import is_cut_at_zero, norm, through
+from salviz.methods.rectifiers import as_activation
+from salviz.methods.relevance.nonlinear import norm, rectified, through
 from salviz.methods.relevance.rules import FirstRule, Layer, NoRuleError, Pixels, Rule
 from salviz.methods.unfused import UNFUSED
 
@@ -62,7 +63,6 @@ _AFFINE = _names("add sub mul div true_divide rsub __rsub__ add_ sub_ mul_ div_"
 _THROUGH = _names(
     "relu relu_ relu6 hardtanh leaky_relu leaky_relu_ silu gelu hardswish elu elu_ selu celu mish tanh tanh_ prelu"
 )
-_POSITIVE = _names("relu relu_ relu6")
 # What comes from these only scales other values, and is taken as a constant.
 _SCALES = _names("sigmoid sigmoid_ hardsigmoid norm vector_norm linalg_vector_norm var std rsqrt var_mean")
 _NORMS = _names("layer_norm group_norm rms_norm instance_norm normalize")
@@ -102,6 +102,8 @@ class PropagationMode(TorchFunctionMode):
         # Values that depend on the image, and whether they cannot be negative.
         self._signals: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._scales: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        # What a rule has made and nobody has read.
+        self._untouched: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -176,8 +178,11 @@ class PropagationMode(TorchFunctionMode):
             result = rule(of_weights.call, of_weights.x, of_weights.weight, of_weights.bias, is_positive)
             is_positive = False
         elif name in _THROUGH:
-            result = through(name, func, args, kwargs)
-            is_positive = name in _POSITIVE or is_cut_at_zero(name, args, kwargs) or is_positive
+            call = as_activation(func, args, kwargs)
+            if call is not None and call.bounds is not None and call.bounds[0] == 0.0:
+                result, is_positive = rectified(call, is_untouched=call.x in self._untouched), True
+            else:
+                result = through(name, func, args, kwargs)
         elif name in _SCALES:
             found = func(*args, **kwargs)
             result = (found[0].detach(), found[1]) if name == "var_mean" else _swap(found, Tensor.detach)
@@ -206,9 +211,15 @@ class PropagationMode(TorchFunctionMode):
         outputs = list(tensors_in([result] if isinstance(result, Tensor) else result if _is_group(result) else []))
         if any(tensor.requires_grad for tensor in outputs) and not known:
             raise NoRuleError("a function that cannot be seen into")
+        if outputs:
+            for tensor in live:
+                if tensor in self._untouched:
+                    del self._untouched[tensor]
         for tensor in outputs:
             if tensor.requires_grad:
                 self._signals[tensor] = is_positive
+                if of_weights is not None:
+                    self._untouched[tensor] = True
         return result
 
     def _product(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

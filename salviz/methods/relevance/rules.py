@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salviz.classifiers.lean import kernel_of_ones
 from salviz.errors import MethodError
+from salviz.pieces import strips
 
 Layer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A convolution or linear map: `(x, weight, bias)` -> value."""
@@ -61,14 +63,21 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        over = x.clamp(min=0)
+        over, under = torch.empty_like(x), torch.empty_like(x)
+        for x_, over_, under_ in strips(x, over, under):
+            torch.sub(x_, torch.clamp(x_, min=0, out=over_), out=under_)
         ctx.save_for_backward(over)
-        return over, x - over
+        return over, under
 
     @staticmethod
     def backward(ctx: Any, over_grad: Tensor, under_grad: Tensor) -> Tensor:
         (over,) = ctx.saved_tensors
-        return torch.where(over > 0, over_grad, under_grad)
+        grad, passes = torch.empty_like(over), torch.ops.aten.threshold_backward
+        for over_, over_grad_, under_grad_, grad_ in strips(over, over_grad, under_grad, grad):
+            # Each where it is asked for. `where` takes ten times as long on a CPU.
+            passes.grad_input(over_grad_, over_, 0, grad_input=grad_)
+            grad_.add_(under_grad_ - passes(under_grad_, over_, 0))
+        return grad
 
 
 def carry(carrier: Tensor, factor: Tensor, value: Tensor) -> Tensor:
@@ -79,16 +88,55 @@ def carry(carrier: Tensor, factor: Tensor, value: Tensor) -> Tensor:
         factor: Of the value's shape, without a graph; used up on the way back.
         value: Without a graph, fresh.
     """
-    result: Tensor = _Carry.apply([value], [factor], carrier)
+    return _carried(value, [factor], carrier)
+
+
+def _carried(value: Tensor, factors: list[Tensor], *carriers: Tensor) -> Tensor:
+    """As `carry`, with a factor for each carrier."""
+    result: Tensor = _Carry.apply([value], factors, *carriers)
+    # For `clip_carried`; whatever else writes into the value raises its version.
+    result._factors = result._version, factors  # type: ignore[attr-defined]
     return result
 
 
+def clip_carried(value: Tensor, high: float) -> bool:
+    """Clip what a rule has just made between 0 and `high`, in place, by the identity rule (AttnLRP, eq. 9).
+
+    What the clipping lets back, `clip(z) / z`, is multiplied into the rule's own factors: one tensor less to keep, and
+    one way through memory less each way.
+
+    Args:
+        value: Nobody has read it as it was.
+        high: Infinite for a ReLU.
+
+    Returns:
+        Whether a rule made it; else nothing was done.
+    """
+    version, factors = getattr(value, "_factors", (-1, []))
+    if version != value._version:
+        return False
+    tiny = torch.finfo(value.dtype).tiny
+    for value_, *factors_ in strips(value.detach(), *factors):
+        # 0 for what is cut off below.
+        let_back = value_.clamp(min=tiny)
+        torch.div(value_.clamp_(0.0, high), let_back, out=let_back)
+        for factor in factors_:
+            factor.mul_(let_back)
+    return True
+
+
 def share(part: Tensor, whole: Tensor) -> Tensor:
-    """`part / whole` for a whole that is never negative, with a stabilised denominator; of the shape of `part`."""
+    """`part / whole` for a whole that is never negative, with a stabilised denominator; of the shape of `part`.
+
+    Args:
+        part: Any shape.
+        whole: Broadcastable to it. Of the same shape it is overwritten: a carrier's own values do not matter.
+    """
     if part.shape != whole.shape:
         return part / (whole + _STABILISER)
-    stabilised = whole + _STABILISER
-    return torch.div(part, stabilised, out=stabilised)
+    for whole_, part_ in strips(whole, part):
+        torch.div(part_, whole_.add_(_STABILISER), out=whole_)
+    return whole
 
 
 def plain(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, is_positive: bool) -> Tensor:
@@ -153,8 +201,7 @@ def alpha_beta(alpha: float, beta: float, keeps_bias: bool) -> Rule:
         # What is negative of it is minus what is positive of the same layer with all signs of its weights turned.
         negative = _positive_part(layer, x, -weight, None if held is None else -held, is_positive)
         factors = [share(value, positive.detach()).mul_(alpha), share(value, negative.detach()).mul_(-beta)]
-        result: Tensor = _Carry.apply([value], factors, positive, negative)
-        return result
+        return _carried(value, factors, positive, negative)
 
     return rule
 
@@ -176,8 +223,7 @@ def gamma(strength: float) -> Rule:
         factor = size.div_(whole)
         turned = torch.copysign(factor, flat).mul_(strength / 2)
         factors = [factor.mul_(1 + strength / 2), turned]
-        result: Tensor = _Carry.apply([flat], factors, value, sizes)
-        return result
+        return _carried(flat, factors, value, sizes)
 
     return rule
 
@@ -221,7 +267,9 @@ def flat(layer: Layer, pixels: Pixels, weight: Tensor, bias: Tensor | None) -> T
     with torch.no_grad():
         value = layer(pixels.values, weight, bias)
     # All neurons see the same pixels, unless channels are grouped.
-    ones = torch.ones_like(weight[:1] if value.shape[1] == len(weight) and _is_ungrouped(pixels, weight) else weight)
+    ones = kernel_of_ones(weight)
+    if value.shape[1] == len(weight) and _is_ungrouped(pixels, weight):
+        ones = ones[:1]
     count = layer(pixels.gate, ones, None)
     return carry(count, share(value, count.detach()), value)
 
