@@ -418,9 +418,10 @@ def main() -> None:
         lines += [
             f"<details><summary>Every method on {classifier.title}</summary>",
             "",
-            f"Batch of {BATCH}, in a process that keeps freed memory as the command line's and workers' do, at settings "
-            f"of about {PASSES} passes an image (optimised masks, and XRAI, which cuts the picture once, "
-            f"{MASK_PASSES}): its time over the model's own time for the passes it makes (bound {BOUND}; largest here {worst:.2f}).",
+            f"Batch of {BATCH}, in a process that keeps freed memory as the command line's and workers' do, at "
+            f"settings of about {PASSES} passes an image (optimised masks, and XRAI, which cuts the picture once, "
+            f"{MASK_PASSES}): its time over the model's own time for the passes it makes (bound {BOUND}; largest here "
+            f"{worst:.2f}).",
             "",
             "| Method | passes an image | ms | model's ms | Ratio | Met |",
             "|---|---:|---:|---:|---:|---|",
