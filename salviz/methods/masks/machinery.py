@@ -18,6 +18,8 @@ from salviz.work import Work
 
 LEVELS = 8
 """Blurs in the pyramid, the image itself among them."""
+_NOTHING = 1e-20
+"""A weight of a blur that changes no pixel."""
 TIE = {torch.float32: 1e-6, torch.float64: 1e-12}
 """Values of a mask nearer than this are equal: rounding stays below it, whatever a gradient does is above."""
 
@@ -63,6 +65,8 @@ def _blurring(size: int, sigma: float) -> Tensor:
     """`(size, size)` float64 matrix that blurs an axis; weights are normalised inside the image."""
     place = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((place[:, None] - place) / sigma).square())
+    # Far below what rounding leaves of a sum; numbers so small that they are stored otherwise take ten times as long.
+    weights[weights < _NOTHING] = 0
     return weights / weights.sum(dim=1, keepdim=True)
 
 
