@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from salviz.pieces import pieces
 
 _Piece = tuple[Tensor, Tensor, Tensor, Tensor]
-"""What `_terms_of` returns."""
+"""What `_seen` returns."""
 
 
 class FullGradTerms:
@@ -44,18 +44,19 @@ class FullGradTerms:
             gradient: `(N, C, h, w)` of the score with respect to the layer's output.
             constant: `(C,)` a bias, or `(N, C, h, w)`.
         """
+        constant = _of_places(constant)
         if gradient.shape[2] * gradient.shape[3] == 1:
             # It has no place in the picture.
-            self.score += (gradient * (constant.view(1, -1, 1, 1) if constant.ndim == 1 else constant)).sum((1, 2, 3))
+            self.score += (gradient * constant).sum((1, 2, 3))
             return
         scratch, found = _room(gradient), []
         for part in pieces(gradient):
-            given = gradient[part]
-            found.append(_terms_of(given, constant if constant.ndim == 1 else constant[part], scratch[: len(given)]))
+            given, held = gradient[part], constant if len(constant) == 1 else constant[part]
+            found.append(_seen(torch.mul(given, held, out=scratch[: len(given)])))
         self.take(found, gradient.shape[1])
 
     def take(self, parts: Sequence[_Piece], channels: int) -> None:
-        """What `_terms_of` found for all pictures of a layer of so many channels, piece by piece."""
+        """What `_seen` found of all pictures of a layer of so many channels, piece by piece."""
         scores, sizes, low, high = (torch.cat(found) for found in zip(*parts, strict=True))
         self.score += scores
         span = high - low
@@ -75,24 +76,34 @@ class FullGradTerms:
         return torch.cat(parts, dim=1).sum(dim=1)
 
 
-def _terms_of(gradient: Tensor, constant: Tensor, scratch: Tensor) -> _Piece:
+def _seen(terms: Tensor, scale: float = 1.0) -> _Piece:
     """A layer's terms of some pictures: `(n,)` their sum; of their sizes `(n, h, w)` the sum over the channels.
 
     The last two are `(n,)` the smallest and the largest size.
 
     Args:
-        gradient: `(n, C, h, w)` of the score with respect to the layer's output.
-        constant: `(C,)` a bias, or `(n, C, h, w)`.
-        scratch: `(n, C, h, w)`, overwritten; it may be the constant. New memory would cost more than the arithmetic.
+        terms: `(n, C, h, w)`, overwritten: new memory would cost more than the arithmetic.
+        scale: What all of them are still to be multiplied by; positive.
     """
-    if constant.ndim == 1:
-        score = gradient.sum(dim=(2, 3)) @ constant
-        size = torch.abs(gradient, out=scratch).mul_(constant.abs().view(1, -1, 1, 1))
-    else:
-        terms = torch.mul(gradient, constant, out=scratch)
-        score = terms.sum(dim=(1, 2, 3))
-        size = terms.abs_()
-    return score, size.sum(dim=1), size.amin(dim=(1, 2, 3)), size.amax(dim=(1, 2, 3))
+    score = terms.sum(dim=(1, 2, 3))
+    size = terms.abs_()
+    found = score, size.sum(dim=1), _smallest(size), size.amax(dim=(1, 2, 3))
+    return found if scale == 1.0 else tuple(part * scale for part in found)  # type: ignore[return-value]
+
+
+def _smallest(size: Tensor) -> Tensor:
+    """`(n,)` the smallest entry of each picture; none is negative."""
+    first = size[:, :, :1].amin(dim=(1, 2, 3))
+    # Rectifiers leave nothing at so many places that mostly the first line has one. A device would have to be waited
+    # for.
+    if size.device.type == "cpu" and not first.any():
+        return first
+    return size.amin(dim=(1, 2, 3))
+
+
+def _of_places(constant: Tensor) -> Tensor:
+    """`(C,)` as `(1, C, 1, 1)`; what has places as it is."""
+    return constant.view(1, -1, 1, 1) if constant.ndim == 1 else constant
 
 
 @dataclass
@@ -103,7 +114,7 @@ class Bias:
         value: `(C,)`.
         gradient: What `parts` are of, or None.
         version: Of that gradient: autograd adds to gradients in place.
-        parts: From `_terms_of`.
+        parts: From `_seen`.
     """
 
     value: Tensor
@@ -149,12 +160,14 @@ class ClipWithTerms(torch.autograd.Function):
             given, clipped, left = gradient[part], result[part], passed[part]
             room = scratch[: len(given)]
             if high < math.inf:
-                caps.append(_terms_of(given, torch.ops.aten.threshold.out(clipped, under(high), 0.0, out=room), room))
+                # The gradient where the cap holds.
+                torch.ops.aten.threshold_backward.grad_input(given, clipped, under(high), grad_input=room)
+                caps.append(_seen(room, high))
                 torch.ops.aten.hardtanh_backward.grad_input(given, clipped, 0.0, high, grad_input=left)
             else:
                 torch.ops.aten.threshold_backward.grad_input(given, clipped, 0.0, grad_input=left)
             if bias is not None:
-                biases.append(_terms_of(left, bias.value, room))
+                biases.append(_seen(torch.mul(left, _of_places(bias.value), out=room)))
         if caps:
             ctx.terms.take(caps, gradient.shape[1])
         if bias is not None:
