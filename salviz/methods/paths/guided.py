@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
@@ -133,8 +134,24 @@ def _at_ranks(values: Tensor, ranks: Sequence[int]) -> Tensor:
     """`(N, F)` -> `(N, len(ranks))` numbers with these ranks in their row; none of `values` is negative."""
     # Then their bits as integers have the same order, and NumPy puts integers in order twice as fast.
     numbers = values.numpy()
-    bits = numbers.view(f"i{numbers.itemsize}")
-    return torch.from_numpy(np.partition(bits, ranks, axis=1)[:, ranks].view(numbers.dtype))
+    bits = numbers.view(f"i{numbers.itemsize}").copy()
+    _order(bits, ranks)
+    return torch.from_numpy(bits[:, ranks].view(numbers.dtype))
+
+
+def _order(rows: NDArray[Any], ranks: Sequence[int]) -> None:
+    """Put the entries of each row that have these ascending ranks in their places.
+
+    One rank at a time, the middle one first: for one NumPy has vector instructions, for several a loop that takes ten
+    times as long.
+    """
+    if not ranks:
+        return
+    middle = len(ranks) // 2
+    rank = ranks[middle]
+    rows.partition(rank, axis=1)
+    _order(rows[:, :rank], ranks[:middle])
+    _order(rows[:, rank + 1 :], [other - rank - 1 for other in ranks[middle + 1 :]])
 
 
 @register(
