@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's numbers of its settings (`malloc.h`)."""
@@ -13,6 +16,9 @@ _LARGE = (2**30, 2**25)
 """Bytes; glibc before 2.35 refuses more than the second."""
 
 _kept = False
+
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+"""Files of a container's limit, by version of the kernel's control groups."""
 
 
 def keep_freed() -> bool:
@@ -42,3 +48,17 @@ def keep_freed() -> bool:
 def keeps_freed() -> bool:
     """Whether `keep_freed` has been called, and there was something to set."""
     return _kept
+
+
+def total(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process may have: the machine's, or fewer in a container that is given fewer.
+
+    Args:
+        groups: Where the kernel tells of containers.
+    """
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in _LIMITS:
+        # No such file, or one that says `max`.
+        with suppress(OSError, ValueError):
+            found = min(found, int((groups / name).read_text()))
+    return found

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from salviz.memory import keeps_freed
+from salviz.memory import keeps_freed, total
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) model passes over one image; raises `Cancelled` to stop the work."""
@@ -20,17 +20,20 @@ Found = TypeVar("Found")
 
 _FEW = 8
 """Images in a pass of a CPU whose memory comes fresh from the system."""
+_PLENTY = 12 * 2**30
+"""Bytes of memory with which twice as many are no risk."""
 
 
 def fitting(device: torch.device) -> int:
     """Images in one model pass where nobody says how many.
 
     On a CPU the activations of more than eight images mostly wait for the system to clear memory for them. Where the
-    process keeps what it has freed nothing waits, and what begins and ends every layer is shared by more images.
+    process keeps what it has freed nothing waits, and what begins and ends every layer is shared by more images: as
+    many more as a machine has memory for, whatever the model.
     """
     if device.type != "cpu":
         return 32
-    return 2 * _FEW if keeps_freed() else _FEW
+    return 2 * _FEW if keeps_freed() and total() >= _PLENTY else _FEW
 
 
 def even(count: int, most: int) -> int:
