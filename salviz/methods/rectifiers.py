@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.passes import score_gradient
-from salviz.pieces import strips
 from salviz.targets import Target
 from salviz.work import Work
 
@@ -42,12 +41,8 @@ class _PositiveGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         if ctx.bounds is None:
             return grad.clamp(min=0.0), None, None, None
-        (result,) = ctx.saved_tensors
-        passed = torch.empty_like(grad)
-        for grad_, result_, passed_ in strips(grad, result, passed):
-            torch.ops.aten.hardtanh_backward.grad_input(grad_, result_, *ctx.bounds, grad_input=passed_)
-            passed_.clamp_(min=0.0)
-        return passed, None, None, None
+        passed = torch.ops.aten.hardtanh_backward(grad, *ctx.saved_tensors, *ctx.bounds)
+        return passed.clamp_(min=0.0), None, None, None
 
 
 _RELU = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu_, F.relu6}

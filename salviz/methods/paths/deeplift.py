@@ -18,7 +18,7 @@ from salviz.methods.card import Attribution, MethodCard, register, two_passes
 from salviz.methods.passes import blank_like
 from salviz.methods.paths.integrated import BASELINE
 from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
-from salviz.pieces import strips
+from salviz.pieces import parts
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -48,7 +48,7 @@ class _Rescaled(torch.autograd.Function):
         # slope, and where the net overwrites its own, so does this.
         out = z if call.is_inplace else torch.empty_like(z)
         slope = torch.empty_like(z)
-        for z_, z0_, out_, out0_, slope_, tiny_ in strips(z, z0, out, out0, slope, tiny):
+        for z_, z0_, out_, out0_, slope_, tiny_ in parts(z, z0, out, out0, slope, tiny):
             run = z_ - z0_
             if not is_straight:
                 # Of a small difference rounding leaves little. There the derivative half-way is nearer to the truth.

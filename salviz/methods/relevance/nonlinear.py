@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from salviz.methods.rectifiers import Activation
 from salviz.methods.relevance.rules import NoRuleError, carry, clip_carried
-from salviz.pieces import strips
+from salviz.pieces import parts
 
 _SLOPES = {"gelu": 0.5, "hardswish": 0.5, "mish": 0.6}
 """Slopes at zero of the activations where it is not 1."""
@@ -24,7 +24,7 @@ class _Clipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, high: float, is_inplace: bool) -> Tensor:
         value, factor, tiny = x if is_inplace else torch.empty_like(x), torch.empty_like(x), torch.finfo(x.dtype).tiny
-        for x_, value_, factor_ in strips(x, value, factor):
+        for x_, value_, factor_ in parts(x, value, factor):
             # 0 for what is cut off below.
             torch.clamp(x_, min=tiny, out=factor_)
             torch.div(torch.clamp(x_, 0.0, high, out=value_), factor_, out=factor_)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from salviz.classifiers.lean import kernel_of_ones
 from salviz.errors import MethodError
-from salviz.pieces import strips
+from salviz.pieces import parts
 
 Layer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A convolution or linear map: `(x, weight, bias)` -> value."""
@@ -64,7 +64,7 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         over, under = torch.empty_like(x), torch.empty_like(x)
-        for x_, over_, under_ in strips(x, over, under):
+        for x_, over_, under_ in parts(x, over, under):
             torch.sub(x_, torch.clamp(x_, min=0, out=over_), out=under_)
         ctx.save_for_backward(over)
         return over, under
@@ -73,7 +73,7 @@ class _Split(torch.autograd.Function):
     def backward(ctx: Any, over_grad: Tensor, under_grad: Tensor) -> Tensor:
         (over,) = ctx.saved_tensors
         grad, passes = torch.empty_like(over), torch.ops.aten.threshold_backward
-        for over_, over_grad_, under_grad_, grad_ in strips(over, over_grad, under_grad, grad):
+        for over_, over_grad_, under_grad_, grad_ in parts(over, over_grad, under_grad, grad):
             # Each where it is asked for. `where` takes ten times as long on a CPU.
             passes.grad_input(over_grad_, over_, 0, grad_input=grad_)
             grad_.add_(under_grad_ - passes(under_grad_, over_, 0))
@@ -116,7 +116,7 @@ def clip_carried(value: Tensor, high: float) -> bool:
     if version != value._version:
         return False
     tiny = torch.finfo(value.dtype).tiny
-    for value_, *factors_ in strips(value.detach(), *factors):
+    for value_, *factors_ in parts(value.detach(), *factors):
         # 0 for what is cut off below.
         let_back = value_.clamp(min=tiny)
         torch.div(value_.clamp_(0.0, high), let_back, out=let_back)
@@ -134,7 +134,7 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
     """
     if part.shape != whole.shape:
         return part / (whole + _STABILISER)
-    for whole_, part_ in strips(whole, part):
+    for whole_, part_ in parts(whole, part):
         torch.div(part_, whole_.add_(_STABILISER), out=whole_)
     return whole
 
