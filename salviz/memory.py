@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -50,6 +51,7 @@ def keeps_freed() -> bool:
     return _kept
 
 
+@cache
 def total(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes of memory that this process may have: the machine's, or fewer in a container that is given fewer.
 

@@ -80,14 +80,15 @@ def test_passes_are_larger_where_memory_is_kept_and_plentiful(
 def test_a_containers_limit_is_its_memory(tmp_path: Path) -> None:
     (line,) = (one for one in Path("/proc/meminfo").read_text().splitlines() if one.startswith("MemTotal"))
     machine = 1024 * int(line.split()[1])
-    assert total(tmp_path) == machine
+    told = total.__wrapped__  # It is asked once in a process.
+    assert told(tmp_path) == machine
     (tmp_path / "memory.max").write_text("max\n")
-    assert total(tmp_path) == machine
+    assert told(tmp_path) == machine
     (tmp_path / "memory.max").write_text("4294967296\n")
-    assert total(tmp_path) == 2**32
+    assert told(tmp_path) == 2**32
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1048576\n")
-    assert total(tmp_path) == 2**20
+    assert told(tmp_path) == 2**20
 
 
 _FAULTS = """

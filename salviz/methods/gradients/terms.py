@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salviz.pieces import pieces
+from salviz.pieces import parts, pieces
 
 _Piece = tuple[Tensor, Tensor, Tensor, Tensor]
 """What `_seen` returns."""
@@ -50,14 +50,13 @@ class FullGradTerms:
             self.score += (gradient * constant).sum((1, 2, 3))
             return
         scratch, found = _room(gradient), []
-        for part in pieces(gradient):
-            given, held = gradient[part], constant if len(constant) == 1 else constant[part]
+        for given, held in parts(gradient, constant):
             found.append(_seen(torch.mul(given, held, out=scratch[: len(given)])))
         self.take(found, gradient.shape[1])
 
-    def take(self, parts: Sequence[_Piece], channels: int) -> None:
+    def take(self, found: Sequence[_Piece], channels: int) -> None:
         """What `_seen` found of all pictures of a layer of so many channels, piece by piece."""
-        scores, sizes, low, high = (torch.cat(found) for found in zip(*parts, strict=True))
+        scores, sizes, low, high = (torch.cat(each) for each in zip(*found, strict=True))
         self.score += scores
         span = high - low
         scale = torch.where(span > 0, 1 / span, torch.zeros_like(span)).view(-1, 1, 1)
@@ -156,8 +155,7 @@ class ClipWithTerms(torch.autograd.Function):
             bias = None
         passed, scratch = torch.empty_like(gradient), _room(gradient)
         caps, biases = [], []
-        for part in pieces(gradient):
-            given, clipped, left = gradient[part], result[part], passed[part]
+        for given, clipped, left in parts(gradient, result, passed):
             room = scratch[: len(given)]
             if high < math.inf:
                 # The gradient where the cap holds.
