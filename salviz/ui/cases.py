@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from salviz.errors import SalvizError
-from salviz.ui import batch, clickable, drawn, follow, panels, results, state
+from salviz.ui import batch, clickable, drawn, fields, follow, panels, results
 
 if TYPE_CHECKING:
     from salviz.runs.results import Case, Overview
@@ -226,5 +226,5 @@ def _open(view: View, model: str, case: Case, method: str) -> None:
     now["seed"] = spec.seed
     how = spec.metrics.get("cose", {})
     now["draw"] = "paper" if how.get("augmentations") == "paper" else "one"
-    now["_settings"] = {name: state.text(value) for name, value in spec.methods[method].items()}
+    now["_settings"] = {name: fields.text(value) for name, value in spec.methods[method].items()}
     now["_switch"] = "explore"

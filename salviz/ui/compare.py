@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import streamlit as st
 
 from salviz.overlay import format_value
-from salviz.ui import clickable, display, drawn, follow, panels, rows, state
+from salviz.ui import clickable, display, drawn, fields, follow, panels, rows, state
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _open(request: Request) -> None:
         st.session_state["target"] = request.target
     defaults = _card(request).check_parameters(None)
     st.session_state["_settings"] = {
-        name: state.text(value) for name, value in request.parameters if value != defaults[name]
+        name: fields.text(value) for name, value in request.parameters if value != defaults[name]
     }
     st.session_state["_switch"] = "explore"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from salviz.errors import SalvizError
-from salviz.ui import batch, cases, follow, panels, state
+from salviz.ui import batch, cases, fields, follow, panels
 
 if TYPE_CHECKING:
     from salviz.runs.results import Overview
@@ -35,7 +35,7 @@ def show(view: View) -> None:
     if not found.scores:
         st.caption("There is no score yet.")
         return
-    part = panels.choice("Show", state.PARTS, "part")
+    part = panels.choice("Show", fields.PARTS, "part")
     parts: Mapping[str, Callable[[View, Overview], None]] = {
         "scores": _scores, "spread": _spread, "groups": _groups, "strength": _strength, "pictures": cases.browser,
     }  # fmt: skip

@@ -9,7 +9,7 @@ import streamlit as st
 from salviz.errors import SalvizError
 from salviz.images import Picture
 from salviz.transforms import AUGMENTATIONS, Variant, default_variants, draw_variants
-from salviz.ui import panels, session, state
+from salviz.ui import fields, panels, session, state
 
 
 def method(loaded: Any, page: str) -> tuple[str, dict[str, Any]]:
@@ -60,7 +60,7 @@ def _parameters(card: Any) -> dict[str, Any]:
     """Widgets for a method's settings; empty-named layers stay with the rule."""
     linked = state.settings_of_link()
     for name in set(linked or {}) - {parameter.name for parameter in card.parameters}:
-        state.left_out(f"{state.SETTING}{name}", f"{card.title} has no such setting")
+        state.left_out(f"{fields.SETTING}{name}", f"{card.title} has no such setting")
     found: dict[str, Any] = {}
     if card.parameters:
         with st.expander("Method settings"):
@@ -81,7 +81,7 @@ def _linked(parameter: Any, text: str | None) -> Any:
     try:
         return parameter.check(text)
     except SalvizError as error:
-        state.left_out(f"{state.SETTING}{parameter.name}", str(error))
+        state.left_out(f"{fields.SETTING}{parameter.name}", str(error))
         return parameter.default
 
 

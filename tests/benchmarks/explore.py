@@ -138,7 +138,7 @@ def ratios(seconds: dict[str, list[float]]) -> list[Ratio]:
 def markdown(found: Sequence[Ratio], parts: dict[str, float], repeat: int) -> str:
     """The table and a line about the parts and the machine."""
     times = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in parts.items())
-    last = f"For 13 variants of {MODEL}'s maps: {times}. {conditions(repeat).capitalize()}."
+    last = f"For 13 variants of {MODEL}'s maps: {times}. {conditions(repeat)}."
     return "\n".join([*table(found), "", last])
 
 

@@ -2,7 +2,8 @@
 
 `python -m tests.benchmarks.methods` prints three Markdown tables: each method against the model time of the passes it
 really makes (counted layer by layer, forward and backward apart), sets and peers against bounds, and memory over
-a thousand images. Everything is measured in one run, turn by turn.
+a thousand images. Everything is measured in one run, turn by turn. Ratios depend on how much faster a processor
+computes than it reads memory, so each kind has tables of its own.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from salviz.memory import keep_freed
 from salviz.support import cheapest
 from salviz.targets import ClassTarget
 from tests.benchmarks.explore import photographs
-from tests.benchmarks.timing import Ratio, compare, conditions, measure, table
+from tests.benchmarks.timing import Ratio, compare, conditions, instructions, measure, table
 from tests.readme import put_into
 
 BATCH = 16
@@ -59,30 +60,22 @@ def small_vit() -> Classifier:
 
 
 def settings(method: str, size: tuple[int, int]) -> dict:
-    """Settings under which a method makes about `PASSES` passes an image: the default's, or fewer."""
+    """Settings under which a method makes `PASSES` passes an image or, as near as can be, fewer."""
     card = methods.get(method).card
     wanted = MASK_PASSES if card.family == "optimised masks" or card.id == "xrai" else PASSES
     chosen = dict(card.check_parameters(None))
     least = cheapest(card, size)
-    for name, value in least.items():
-        default = chosen[name]
-        if isinstance(default, bool | str) or default == value:
+    for name, cheap in least.items():
+        dear = chosen[name]
+        if isinstance(dear, bool | str) or card.passes(chosen, size) <= wanted:
             continue
-        # Walk from the default towards the cheapest value until the passes are few enough.
-        low, high = sorted((float(value), float(default)))
-        for _ in range(40):
-            if card.passes(chosen, size) <= wanted or high - low < 1:
-                break
-            middle = type(default)((low + high) / 2)
-            chosen[name] = middle
-            is_cheap = card.passes(chosen, size) <= wanted
-            if (value < default) == is_cheap:
-                low = float(middle)
+        while abs(dear - cheap) > 1:
+            middle = type(dear)((dear + cheap) / 2)
+            if card.passes({**chosen, name: middle}, size) <= wanted:
+                cheap = middle
             else:
-                high = float(middle)
-            if high - low <= 1:
-                chosen[name] = type(default)(low if value < default else high)
-                break
+                dear = middle
+        chosen[name] = cheap
     return chosen
 
 
@@ -401,7 +394,9 @@ def main() -> None:
     parser.add_argument("--own-repeat", type=int, help="of every method by itself (default: the same)")
     parser.add_argument("--images", type=int, default=1000, help="of the memory test (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--markdown-into", type=Path, metavar="FILE", help="put the tables between the file's marks")
+    parser.add_argument(
+        "--markdown-into", type=Path, metavar="FILE", help="put the tables between a file's marks"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
@@ -432,12 +427,12 @@ def main() -> None:
             "",
         ]
         _say(started, classifier.title)
-    how = f"{conditions(options.repeat).capitalize()}, of what takes less than a second up to {SHORT}"
+    how = f"{conditions(options.repeat)}, of what takes less than a second up to {SHORT}"
     lines.append(f"{how}; the whole in {time.perf_counter() - started:.0f} s.")
     text = "\n".join(lines)
     print(text)
     if options.markdown_into:
-        put_into(options.markdown_into, "benchmark:methods", text)
+        put_into(options.markdown_into, f"benchmark:methods-{instructions().lower()}", text)
 
 
 if __name__ == "__main__":

@@ -293,7 +293,7 @@ def costs(options: argparse.Namespace) -> str:
         found += against
         parts = [
             "\n".join(table(found)),
-            f"{conditions(options.repeat).capitalize()}. {same}",
+            f"{conditions(options.repeat)}. {same}",
             "\n".join(growth(folder, (8, 64, 512), max(3, options.repeat))),
             crashes(folder, options.kills),
         ]

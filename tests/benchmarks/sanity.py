@@ -302,7 +302,7 @@ def main() -> None:
                 lines += table(cascade(classifier, x, digests, options.steps, options.repeat))
             print(f"{time.perf_counter() - started:.0f} s: {classifier.title}", file=sys.stderr, flush=True)
         told = f"integrated gradients with {options.steps} steps; the whole in {time.perf_counter() - started:.0f} s."
-        lines += ["", f"{conditions(options.repeat).capitalize()}; {told}" if part == "speed" else told.capitalize()]
+        lines += ["", f"{conditions(options.repeat)}; {told}" if part == "speed" else told.capitalize()]
         text = "\n".join(lines)
         print(text)
         if options.markdown_into:

@@ -89,5 +89,11 @@ def table(rows: Sequence[Ratio]) -> list[str]:
 
 
 def conditions(repeat: int) -> str:
-    """How it was measured, in half a sentence."""
-    return f"medians of {repeat} interleaved repetitions, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    """How it was measured, as the beginning of a sentence."""
+    threads = f"{torch.get_num_threads()} threads with {instructions()}"
+    return f"Medians of {repeat} interleaved repetitions, {threads}, torch {torch.__version__}"
+
+
+def instructions() -> str:
+    """The widest vector instructions that PyTorch uses on this processor, such as `AVX2`."""
+    return torch.backends.cpu.get_cpu_capability()

@@ -165,6 +165,14 @@ def test_what_makes_sense_of_a_list_is_taken(compare: Open) -> None:
     assert app.query_params["methods"] == "edge,random"
 
 
+def test_every_unknown_part_is_named_and_a_name_that_was_mistyped(compare: Open) -> None:
+    app = compare(methods="edge,nonesuch,nowhere", modle="resnet18", __sign="1", utm_source="x", embed="true")
+    said = texts(app)
+    assert "“methods” was left out: there is no 'nonesuch' and no 'nowhere'." in said
+    assert "The link's “modle” was left out: perhaps “model” is meant." in said
+    assert said.count("left out") == 2
+
+
 def test_the_pick_goes_along_from_page_to_page(compare: Open) -> None:
     app = compare(methods="edge", image="sample:espresso")
     app.query_params.clear()

@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 from salviz.errors import MethodError, Refusal, SalvizError
 from salviz.methods import METHODS
 from salviz.transforms import AUGMENTATIONS
-from salviz.ui import follow, panels, session, state
+from salviz.ui import fields, follow, panels, session
 from tests.pages.conftest import ROOT, TIMEOUT, Visit
 
 
@@ -57,8 +57,8 @@ def link_of(app: AppTest) -> str:
     return app.code[0].value
 
 
-def field_of(key: str) -> state.Field:
-    (field,) = [field for field in state.FIELDS if field.key == key]
+def field_of(key: str) -> fields.Field:
+    (field,) = [field for field in fields.FIELDS if field.key == key]
     return field
 
 
@@ -342,7 +342,7 @@ def test_work_stopped_before_the_variants_says_so(visit: Visit, monkeypatch: pyt
 
 # Links
 
-EXPLORE = [field for field in state.FIELDS if field.page in ("", "explore")]
+EXPLORE = [field for field in fields.FIELDS if field.page in ("", "explore")]
 CHANGED = {
     "image": "sample:espresso",
     "method": "gradient",
@@ -407,8 +407,8 @@ def test_fields_refuse_what_makes_no_sense(field: str, value: str) -> None:
         field_of(field).read(value)
 
 
-@pytest.mark.parametrize("field", state.FIELDS, ids=lambda field: field.key)
-def test_fields_read_what_they_write(field: state.Field) -> None:
+@pytest.mark.parametrize("field", fields.FIELDS, ids=lambda field: field.key)
+def test_fields_read_what_they_write(field: fields.Field) -> None:
     assert field.read(field.write(field.default)) == field.default
     if field.key in CHANGED:
         assert field.write(field.read(CHANGED[field.key])) == CHANGED[field.key]

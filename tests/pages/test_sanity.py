@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 from salviz import load
 from salviz.classifiers.stages import find_stages
 from salviz.errors import Cancelled
-from salviz.ui import follow, session, state
+from salviz.ui import fields, follow, session
 from tests.pages.conftest import ROOT, TIMEOUT
 
 Open = Callable[..., AppTest]
@@ -208,7 +208,7 @@ def test_without_a_twin_the_page_offers_the_pair_that_comes_with_salviz(sanity: 
 
 def test_pages_keep_their_choices_apart(visit: Callable[..., AppTest]) -> None:
     """From Explore to the checks, to another test, and back: no field of one page is a field of another."""
-    assert len({field.key for field in state.FIELDS}) == len(state.FIELDS)
+    assert len({field.key for field in fields.FIELDS}) == len(fields.FIELDS)
     app = visit()
     assert not app.exception
     app.switch_page("pages/sanity.py").run()
