@@ -394,9 +394,7 @@ def main() -> None:
     parser.add_argument("--own-repeat", type=int, help="of every method by itself (default: the same)")
     parser.add_argument("--images", type=int, default=1000, help="of the memory test (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument(
-        "--markdown-into", type=Path, metavar="FILE", help="put the tables between a file's marks"
-    )
+    parser.add_argument("--markdown-into", type=Path, metavar="FILE", help="put the tables between a file's marks")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
