@@ -25,7 +25,7 @@ def norms(module: nn.Module) -> int:
         ("tf_efficientnet_lite0", 0),
         ("resnetv2_50x1_bit", None),  # standardises its weights and has group norms: nothing to fold
         ("densenet121", None),  # most of its norms stand before their convolutions
-        ("vgg11_bn", 0),
+        pytest.param("vgg11_bn", 0, marks=pytest.mark.slow),  # a gigabyte of weights in float64
     ],
 )
 def test_values_and_gradients_stay(name: str, left: int | None) -> None:

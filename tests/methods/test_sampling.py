@@ -81,7 +81,7 @@ def test_vargrad_is_the_variance_of_smoothgrads_samples() -> None:
     ("method", "settings"),
     [
         pytest.param("rise", {"samples": 80}, marks=pytest.mark.slow),
-        ("score_cam", {"channels": 24}),
+        pytest.param("score_cam", {"channels": 24}, marks=pytest.mark.slow),
         ("occlusion", {"stride": 56}),
     ],
 )
