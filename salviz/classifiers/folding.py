@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from salviz.classifiers.blocked import Stretch, lay_out, longest
 from salviz.classifiers.lean import clip_after, lean
 
 _TOLERANCE = 1e-4
@@ -30,11 +31,13 @@ class Folding:
         module: The copy, or the net itself where nothing could be folded.
         pairs: Names of the convolutions that also do the work of the norm after them, and of those norms.
         clips: Names of the convolutions that can do the work of the ReLU6 after them, and that ReLU6's bounds.
+        blocked: The stretch that runs in oneDNN's own layout where there is no graph; empty for none.
     """
 
     module: nn.Module
     pairs: tuple[tuple[str, str], ...] = ()
     clips: tuple[tuple[str, float, float], ...] = ()
+    blocked: Stretch = ()
 
     @property
     def convolutions(self) -> frozenset[str]:
@@ -70,7 +73,7 @@ def fold(module: nn.Module, size: tuple[int, int], *, like: Folding | None = Non
     with torch.no_grad():
         expected = module(picture)
         if like is not None:
-            found = _folded(module, like.pairs, like.clips)
+            found = _laid_out(_folded(module, like.pairs, like.clips), like.blocked)
             if _is_same_net(expected, found.module, picture):
                 return found
         # Convolutions that only pad in their own way can be folded; those that change their weights cannot. They are
@@ -83,7 +86,8 @@ def fold(module: nn.Module, size: tuple[int, int], *, like: Folding | None = Non
             clips = _clips(found.module, [conv for conv, _ in pairs], picture)
             found = _clipped(found, clips)
             if _is_same_net(expected, found.module, picture):
-                return found
+                whole = _laid_out(_folded(module, pairs, clips), longest(found.module, picture))
+                return whole if _is_same_net(expected, whole.module, picture) else found
     return Folding(module)
 
 
@@ -103,6 +107,11 @@ def _clipped(folding: Folding, clips: Sequence[tuple[str, float, float]]) -> Fol
     for name, low, high in clips:
         clip_after(folding.module.get_submodule(name), low, high)
     return replace(folding, clips=tuple(clips))
+
+
+def _laid_out(folding: Folding, stretch: Stretch) -> Folding:
+    lay_out(folding.module, stretch)
+    return replace(folding, blocked=stretch)
 
 
 def _is_same_net(expected: Tensor, folded: nn.Module, picture: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # PyTorch's compiler calls it; on other builds there is none.
-_FUSED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+FUSED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 """oneDNN's convolution with an activation at its end, or None."""
 
 
@@ -26,18 +26,17 @@ def clip_after(conv: nn.Module, low: float, high: float) -> None:
         low: The ReLU6's bounds.
         high: As above.
     """
-    if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-        conv.__class__ = _ClippedConv2d
-    if isinstance(conv, _ClippedConv2d | _Conv2dSame):
+    if isinstance(conv, _Conv2d | _Conv2dSame):
         conv.bounds = low, high
 
 
 def _fused(
-    conv: nn.Conv2d, x: Tensor, weight: Tensor, padding: list[int], bounds: tuple[float, float]
+    conv: nn.Conv2d, x: Tensor, weight: Tensor, padding: list[int], bounds: tuple[float, float] | None
 ) -> Tensor | None:
-    """The clipped convolution in one call, marked as such; None where it has to be two."""
+    """The convolution in one call of oneDNN's, marked where it is clipped; None where PyTorch has to make it."""
     plain = (
-        _FUSED is None
+        FUSED is None
+        or bounds is None
         or x.device.type != "cpu"
         or x.dtype != torch.float32
         or (torch.is_grad_enabled() and x.requires_grad)
@@ -47,21 +46,24 @@ def _fused(
         # Methods that look at a net's calls see those they know.
         or has_torch_function_unary(x)
     )
-    if plain:
+    # What `blocked` has laid out comes only where none of this holds, and no other call takes it.
+    if not x.is_mkldnn and plain:
         return None
-    result: Tensor = _FUSED(
-        x, weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups, "hardtanh", list(bounds), ""
+    activation, scalars = ("none", []) if bounds is None else ("hardtanh", list(bounds))
+    result: Tensor = FUSED(
+        x, weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups, activation, scalars, ""
     )
-    # The ReLU6 that comes next has nothing left to do. What is made of the tensor does not inherit the mark, and
-    # whatever writes into it raises the version, so that it means nothing any more.
-    result._clipped_at = result._version  # type: ignore[attr-defined]
+    if bounds is not None:
+        # The ReLU6 that comes next has nothing left to do. What is made of the tensor does not inherit the mark, and
+        # whatever writes into it raises the version, so that it means nothing any more.
+        result._clipped_at = result._version  # type: ignore[attr-defined]
     return result
 
 
-class _ClippedConv2d(nn.Conv2d):
-    """See `clip_after`."""
+class _Conv2d(nn.Conv2d):
+    """One that can clip what it makes, see `clip_after`, and takes what `blocked` has laid out."""
 
-    bounds: tuple[float, float]
+    bounds: tuple[float, float] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` -> `(N, K, h, w)`."""
@@ -78,6 +80,8 @@ def lean(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is Conv2dSame:
             part.__class__ = _Conv2dSame
+        elif type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str):
+            part.__class__ = _Conv2d
         elif type(part) is nn.ReLU6 and part.inplace:
             part.__class__ = _ReLU6
 
@@ -108,9 +112,9 @@ class _Conv2dSame(Conv2dSame):
             weight = F.pad(weight, (uneven[1], 0, uneven[0], 0))
             # For methods that look at a net's calls, see `kernel_of_ones`.
             weight._unseen = uneven  # type: ignore[attr-defined]
-        clipped = None if self.bounds is None else _fused(self, x, weight, padding, self.bounds)
-        if clipped is not None:
-            return clipped
+        result = _fused(self, x, weight, padding, self.bounds)
+        if result is not None:
+            return result
         return F.conv2d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def _cut(self, x: Tensor, missing: list[int]) -> Tensor:

@@ -1,0 +1,201 @@
+"""Stretches of a net that run in oneDNN's own layout of activations, without a graph.
+
+oneDNN computes fastest on tensors that hold eight or sixteen channels of a pixel side by side: a depthwise convolution
+in half the time that it takes with channels last. PyTorch hands out such tensors (`Tensor.to_mkldnn`), but only some
+layers take them. So a net's layers are tried, and where a stretch of them takes such a tensor and gives the same
+numbers, its input is laid out that way once and its output laid back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import has_torch_function_unary
+
+from salviz.classifiers.lean import FUSED
+
+_TOLERANCE = 1e-4
+"""Largest allowed difference of a layer's output, as a share of its range: some ten times what rounding makes."""
+
+_MOST = 0.9
+"""Share of a net's convolutions that a stretch must have: several short ones lose more at their ends than they gain."""
+
+Stretch = tuple[str, ...]
+"""Names of modules that are called one after the other, each with the output of the one before."""
+
+
+def is_free(x: Tensor) -> bool:
+    """Whether a tensor may be laid out anew: nobody asks for a gradient, for half precision, or watches the calls."""
+    return (
+        FUSED is not None
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.ndim == 4
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_inference_mode_enabled()
+        and not has_torch_function_unary(x)
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _is_watched(parts: Iterable[nn.Module]) -> bool:
+    """Whether somebody wants to see or to replace what a module gives."""
+    return any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts)
+
+
+class _Edge(nn.Module):
+    """The first or the last module of a stretch, or both; mixed into its class."""
+
+    _inside: tuple[nn.Module, ...] = ()
+    """All modules of the stretch, at its first one."""
+    _is_last: bool = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the module's own."""
+        if self._inside and not x.is_mkldnn and is_free(x) and not _is_watched(self._inside):
+            x = x.to_mkldnn()
+        result: Tensor = super().forward(x)
+        if not self._is_last or not result.is_mkldnn:
+            return result
+        result = result.to_dense()
+        return result.contiguous(memory_format=torch.channels_last) if result.ndim == 4 else result
+
+
+@cache
+def _edge(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_Edge, kind), {"__module__": kind.__module__})
+
+
+def lay_out(module: nn.Module, stretch: Stretch) -> None:
+    """Let a stretch of a net run in oneDNN's layout whenever nobody looks.
+
+    Args:
+        module: Nobody else's: the modules at the stretch's ends get another class, a subclass of their own.
+        stretch: From `longest`, of this net or of one with the same layers.
+    """
+    parts = [module.get_submodule(name) for name in stretch]
+    for part in {id(part): part for part in (*parts[:1], *parts[-1:])}.values():
+        part.__class__ = _edge(type(part))  # type: ignore[arg-type]
+    if parts:
+        # Past `nn.Module`, which would take them for its own.
+        parts[0].__dict__["_inside"] = tuple(inner for part in parts for inner in part.modules())
+        parts[-1].__dict__["_is_last"] = True
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a module was called with and gave, the first time; `follows` is the module whose output it was given."""
+
+    x: Tensor
+    result: Tensor
+    follows: str | None
+
+
+def longest(module: nn.Module, picture: Tensor) -> Stretch:
+    """The stretch of a net that runs in oneDNN's layout with the same outputs, found by trying; empty if it is short.
+
+    Args:
+        module: Lean, in eval mode.
+        picture: `(N, 3, H, W)` to run through it.
+    """
+    if FUSED is None or picture.device.type != "cpu":
+        return ()
+    with torch.no_grad():
+        calls = _record(module, picture.contiguous(memory_format=torch.channels_last))
+        enough = _MOST * _convolutions([module])
+        prefix = ""
+        # Down into the child that has nearly all of the net, until its children make a stretch.
+        while True:
+            children = {f"{prefix}{name}": part for name, part in module.named_children()}
+            for run in _runs(children, calls):
+                if _convolutions(children[name] for name in run) >= max(enough, 2):
+                    return tuple(run)
+            deeper = [name for name, part in children.items() if _convolutions([part]) >= max(enough, 2)]
+            if not deeper:
+                return ()
+            module, prefix = children[deeper[0]], f"{deeper[0]}."
+
+
+def _convolutions(parts: Iterable[nn.Module]) -> int:
+    return sum(isinstance(inner, nn.Conv2d) for part in parts for inner in part.modules())
+
+
+def _record(module: nn.Module, picture: Tensor) -> dict[str, _Call]:
+    """Every module that is called once with one tensor and gives one, in the order of the calls."""
+    begun: dict[str, tuple[Tensor, str | None]] = {}
+    calls: dict[str, _Call] = {}
+    makers: dict[int, tuple[str, int]] = {}
+    alive: list[Tensor] = []  # an id is only good while its tensor lives
+    twice: set[str] = set()
+
+    def before(name: str) -> Callable[..., None]:
+        def note(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if name in begun:
+                twice.add(name)
+            if len(inputs) == 1 and isinstance(inputs[0], Tensor):
+                (x,) = inputs
+                maker, version = makers.get(id(x), (None, 0))
+                # What was changed in place since is another value in the same tensor.
+                begun[name] = x.clone(), maker if version == x._version else None
+            else:
+                twice.add(name)
+
+        return note
+
+    def after(name: str) -> Callable[..., None]:
+        def note(part: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and name in begun:
+                x, follows = begun[name]
+                calls[name] = _Call(x, output.clone(), follows)
+                makers[id(output)] = name, output._version
+                alive.append(output)
+
+        return note
+
+    handles = []
+    for name, part in module.named_modules():
+        if name:
+            handles += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(after(name))]
+    try:
+        module(picture)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: calls[name] for name in begun if name in calls and name not in twice}
+
+
+def _runs(children: dict[str, nn.Module], calls: dict[str, _Call]) -> list[list[str]]:
+    """Modules that follow each other and take what the one before gives in oneDNN's layout."""
+    runs: list[list[str]] = [[]]
+    value: Tensor | None = None
+    for name in (name for name in calls if name in children):
+        call = calls[name]
+        # Goes on from the tensor that the one before has really given, with what it may have noted on it.
+        if value is not None:
+            value = _tried(children[name], value, call) if call.follows == runs[-1][-1] else None
+        if value is None:
+            runs.append([])
+            value = _tried(children[name], call.x, call) if call.x.ndim == 4 else None
+        if value is not None:
+            runs[-1].append(name)
+    return runs
+
+
+def _tried(part: nn.Module, x: Tensor, call: _Call) -> Tensor | None:
+    """What a module makes of a tensor in oneDNN's layout, if it can, and it is what it made before."""
+    try:
+        result: object = part(x if x.is_mkldnn else x.to_mkldnn())
+        if not isinstance(result, Tensor) or not result.is_mkldnn:
+            return None
+        found, expected = result.to_dense(), call.result
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    span = (expected.amax() - expected.amin()).clamp(min=1e-6)
+    is_same = found.shape == expected.shape and bool((found - expected).abs().amax() <= _TOLERANCE * span)
+    return result if is_same else None
