@@ -1,14 +1,15 @@
-"""Stretches of a net that run in oneDNN's own layout of activations, without a graph.
+"""Stretches of a net that run in oneDNN's own layout of activations, where there is no graph.
 
 oneDNN computes fastest on tensors that hold eight or sixteen channels of a pixel side by side: a depthwise convolution
 in half the time that it takes with channels last. PyTorch hands out such tensors (`Tensor.to_mkldnn`), but only some
 layers take them. So a net's layers are tried, and where a stretch of them takes such a tensor and gives the same
-numbers, its input is laid out that way once and its output laid back.
+numbers, its input is laid out that way once and its output laid back. Whoever hooks a layer sees plain tensors: there
+the stretch is interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,6 +25,8 @@ _TOLERANCE = 1e-4
 
 _MOST = 0.9
 """Share of a net's convolutions that a stretch must have: several short ones lose more at their ends than they gain."""
+_FEWEST = 2
+"""Convolutions for which it is worth laying anything out."""
 
 Stretch = tuple[str, ...]
 """Names of modules that are called one after the other, each with the output of the one before."""
@@ -44,48 +47,85 @@ def is_free(x: Tensor) -> bool:
     )
 
 
-def _is_watched(parts: Iterable[nn.Module]) -> bool:
-    """Whether somebody wants to see or to replace what a module gives."""
-    return any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts)
+class _Part:
+    """One module of a stretch.
+
+    Attributes:
+        inside: The module and all its own.
+        convolutions: How many of them are.
+        following: The next one.
+        whole: Of an outer stretch, the one that this one is a piece of.
+    """
+
+    following: _Part | None = None
+
+    def __init__(self, module: nn.Module, whole: _Part | None) -> None:
+        self.inside = tuple(module.modules())
+        self.convolutions = _convolutions([module])
+        self.whole = whole
+
+    def is_watched(self) -> bool:
+        """Whether somebody wants to see or to replace what a module in it gives."""
+        return any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in self.inside)
+
+    def is_worth(self) -> bool:
+        """Whether there are enough convolutions from here to the end or to somebody who watches."""
+        count, part = 0, self
+        while count < _FEWEST and not part.is_watched():
+            count += part.convolutions
+            if part.following is None:
+                break
+            part = part.following
+        return count >= _FEWEST
+
+    def is_end(self) -> bool:
+        """Whether what comes next takes plain tensors. Where the outer stretch goes on, so does this one."""
+        if self.following is not None:
+            return self.following.is_watched()
+        return self.whole is None or self.whole.is_watched()
 
 
-class _Edge(nn.Module):
-    """The first or the last module of a stretch, or both; mixed into its class."""
+class _Blocked(nn.Module):
+    """A module of a stretch; mixed into its class."""
 
-    _inside: tuple[nn.Module, ...] = ()
-    """All modules of the stretch, at its first one."""
-    _is_last: bool = False
+    _part: _Part
 
     def forward(self, x: Tensor) -> Tensor:
         """As the module's own."""
-        if self._inside and not x.is_mkldnn and is_free(x) and not _is_watched(self._inside):
+        if not x.is_mkldnn and is_free(x) and self._part.is_worth():
             x = x.to_mkldnn()
         result: Tensor = super().forward(x)
-        if not self._is_last or not result.is_mkldnn:
+        if not result.is_mkldnn or not self._part.is_end():
             return result
         result = result.to_dense()
         return result.contiguous(memory_format=torch.channels_last) if result.ndim == 4 else result
 
 
 @cache
-def _edge(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (_Edge, kind), {"__module__": kind.__module__})
+def _blocked(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_Blocked, kind), {"__module__": kind.__module__})
 
 
-def lay_out(module: nn.Module, stretch: Stretch) -> None:
-    """Let a stretch of a net run in oneDNN's layout whenever nobody looks.
+def lay_out(module: nn.Module, stretches: Sequence[Stretch]) -> None:
+    """Let stretches of a net run in oneDNN's layout wherever nobody looks.
 
     Args:
-        module: Nobody else's: the modules at the stretch's ends get another class, a subclass of their own.
-        stretch: From `longest`, of this net or of one with the same layers.
+        module: Nobody else's: the modules of its stretches get another class, a subclass of their own.
+        stretches: From `find`, of this net or of one with the same layers.
     """
-    parts = [module.get_submodule(name) for name in stretch]
-    for part in {id(part): part for part in (*parts[:1], *parts[-1:])}.values():
-        part.__class__ = _edge(type(part))  # type: ignore[arg-type]
-    if parts:
-        # Past `nn.Module`, which would take them for its own.
-        parts[0].__dict__["_inside"] = tuple(inner for part in parts for inner in part.modules())
-        parts[-1].__dict__["_is_last"] = True
+    parts: dict[str, _Part] = {}
+    for stretch in stretches:
+        last: _Part | None = None
+        for name in stretch:
+            child = module.get_submodule(name)
+            whole = next((parts[outer] for outer in reversed(parts) if name.startswith(f"{outer}.")), None)
+            part = parts[name] = _Part(child, whole)
+            child.__class__ = _blocked(type(child))  # type: ignore[arg-type]
+            # Past `nn.Module`, which would take the modules in it for the child's own.
+            child.__dict__["_part"] = part
+            if last is not None:
+                last.following = part
+            last = part
 
 
 @dataclass(frozen=True)
@@ -97,29 +137,31 @@ class _Call:
     follows: str | None
 
 
-def longest(module: nn.Module, picture: Tensor) -> Stretch:
-    """The stretch of a net that runs in oneDNN's layout with the same outputs, found by trying; empty if it is short.
+def find(module: nn.Module, picture: Tensor) -> tuple[Stretch, ...]:
+    """The stretches of a net that run in oneDNN's layout with the same outputs, found by trying.
 
     Args:
         module: Lean, in eval mode.
         picture: `(N, 3, H, W)` to run through it.
+
+    Returns:
+        The longest one, then one within that module of it that has nearly all of the net, if there is one, and so on:
+        it serves when somebody watches within that module. None where the longest is short.
     """
     if FUSED is None or picture.device.type != "cpu":
         return ()
+    found: list[Stretch] = []
     with torch.no_grad():
         calls = _record(module, picture.contiguous(memory_format=torch.channels_last))
-        enough = _MOST * _convolutions([module])
-        prefix = ""
-        # Down into the child that has nearly all of the net, until its children make a stretch.
-        while True:
-            children = {f"{prefix}{name}": part for name, part in module.named_children()}
-            for run in _runs(children, calls):
-                if _convolutions(children[name] for name in run) >= max(enough, 2):
-                    return tuple(run)
-            deeper = [name for name, part in children.items() if _convolutions([part]) >= max(enough, 2)]
-            if not deeper:
-                return ()
-            module, prefix = children[deeper[0]], f"{deeper[0]}."
+        enough = max(_MOST * _convolutions([module]), _FEWEST)
+        children = dict(module.named_children())
+        while children:
+            runs = _runs(children, calls)
+            found += [tuple(run) for run in runs if _convolutions(children[name] for name in run) >= enough]
+            deeper = next((name for name, part in children.items() if _convolutions([part]) >= enough), None)
+            inner = [] if deeper is None else children[deeper].named_children()
+            children = {f"{deeper}.{name}": part for name, part in inner}
+    return tuple(found)
 
 
 def _convolutions(parts: Iterable[nn.Module]) -> int:

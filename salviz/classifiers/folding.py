@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from salviz.classifiers.blocked import Stretch, lay_out, longest
+from salviz.classifiers.blocked import Stretch, find, lay_out
 from salviz.classifiers.lean import clip_after, lean
 
 _TOLERANCE = 1e-4
@@ -31,13 +31,13 @@ class Folding:
         module: The copy, or the net itself where nothing could be folded.
         pairs: Names of the convolutions that also do the work of the norm after them, and of those norms.
         clips: Names of the convolutions that can do the work of the ReLU6 after them, and that ReLU6's bounds.
-        blocked: The stretch that runs in oneDNN's own layout where there is no graph; empty for none.
+        blocked: Stretches that run in oneDNN's own layout where there is no graph.
     """
 
     module: nn.Module
     pairs: tuple[tuple[str, str], ...] = ()
     clips: tuple[tuple[str, float, float], ...] = ()
-    blocked: Stretch = ()
+    blocked: tuple[Stretch, ...] = ()
 
     @property
     def convolutions(self) -> frozenset[str]:
@@ -86,7 +86,7 @@ def fold(module: nn.Module, size: tuple[int, int], *, like: Folding | None = Non
             clips = _clips(found.module, [conv for conv, _ in pairs], picture)
             found = _clipped(found, clips)
             if _is_same_net(expected, found.module, picture):
-                whole = _laid_out(_folded(module, pairs, clips), longest(found.module, picture))
+                whole = _laid_out(_folded(module, pairs, clips), find(found.module, picture))
                 return whole if _is_same_net(expected, whole.module, picture) else found
     return Folding(module)
 
@@ -109,9 +109,9 @@ def _clipped(folding: Folding, clips: Sequence[tuple[str, float, float]]) -> Fol
     return replace(folding, clips=tuple(clips))
 
 
-def _laid_out(folding: Folding, stretch: Stretch) -> Folding:
-    lay_out(folding.module, stretch)
-    return replace(folding, blocked=stretch)
+def _laid_out(folding: Folding, found: tuple[Stretch, ...]) -> Folding:
+    lay_out(folding.module, found)
+    return replace(folding, blocked=found)
 
 
 def _is_same_net(expected: Tensor, folded: nn.Module, picture: Tensor) -> bool:
