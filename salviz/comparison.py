@@ -1,36 +1,29 @@
 """One image, several explanations of it side by side: methods, models, or the most probable classes.
 
 Data flow: requests (no variants) -> those of one model and target in one `engine.explain_set` -> an exploration each ->
-comparable maps on common pixels -> pairwise Spearman and SSIM -> order and dendrogram. A row is an exploration like any
-other: what draws and exports one does so here, and its request opens it in Explore.
+their agreement. A row is an exploration like any other: what draws and exports one does so here, and its request opens
+it in Explore.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from salviz import engine, maps, methods
+from salviz import engine, methods
+from salviz.agreement import Agreement, agree
 from salviz.classifiers.classifier import Classifier
-from salviz.classifiers.preprocessing import Placement
 from salviz.errors import Cancelled, RequestError, SalvizError
 from salviz.exploration import Exploration, single
 from salviz.images import Picture
 from salviz.request import Request, precision_of
-from salviz.similarity import spearman, ssim
 from salviz.targets import RUNNER_UP
 from salviz.work import Progress, silent
 
-SIDE = 224
-"""Longer side at which maps of different models are compared, in pixels of the photograph."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,60 +61,6 @@ class Comparison:
         return agree(self.rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Agreement:
-    """Pairwise agreement of R maps.
-
-    Attributes:
-        spearman: `(R, R)` float64, 1 on the diagonal, NaN where a map is flat.
-        ssim: `(R, R)` likewise.
-    """
-
-    spearman: NDArray[np.float64]
-    ssim: NDArray[np.float64]
-
-    def tree(self, measure: str = "spearman") -> Tree | None:
-        """Average linkage of the distances 1 - agreement, with leaves in the order that puts the alike together.
-
-        Args:
-            measure: `spearman` or `ssim`.
-
-        Returns:
-            None with fewer than two rows or where an agreement is undefined.
-        """
-        from scipy.cluster.hierarchy import dendrogram, linkage
-        from scipy.spatial.distance import squareform
-
-        values = self.spearman if measure == "spearman" else self.ssim
-        if len(values) < 2 or not np.isfinite(values).all():
-            return None
-        distances = np.clip(1 - values, 0, 2)
-        np.fill_diagonal(distances, 0)
-        joined = linkage(squareform(distances, checks=False), method="average", optimal_ordering=True)
-        drawn = dendrogram(joined, no_plot=True)
-        # scipy draws leaf k at 10 k + 5.
-        branches = [
-            ([(place - 5) / 10 for place in places], list(heights))
-            for places, heights in zip(drawn["icoord"], drawn["dcoord"], strict=True)
-        ]
-        return Tree(tuple(drawn["leaves"]), tuple(branches), joined)
-
-
-@dataclass(frozen=True, eq=False)
-class Tree:
-    """A dendrogram.
-
-    Attributes:
-        order: Rows from one end to the other.
-        branches: Each as four places along the order and four heights (distances).
-        linkage: `(R - 1, 4)`, as `scipy.cluster.hierarchy` writes it.
-    """
-
-    order: tuple[int, ...]
-    branches: tuple[tuple[list[float], list[float]], ...]
-    linkage: NDArray[np.float64]
-
-
 Publish = Callable[[Comparison], None]
 
 
@@ -137,8 +76,8 @@ def compare(
 ) -> Comparison:
     """Explain an image as several requests ask, in the fewest passes, and compare the maps.
 
-    A request that cannot be answered (a method that cannot explain the model) costs the others nothing. Cheap methods
-    come first.
+    A request that cannot be answered (a method that cannot explain the model, or fails on it) costs the others nothing.
+    Cheap methods come first.
 
     Args:
         classifiers: The models by weights digest.
@@ -167,31 +106,47 @@ def compare(
 
     for group in groups.values():
         classifier = classifiers[group[0].weights]
-        able = []
-        for request in group:
-            refusal = methods.get(request.method).refusal(classifier)
-            if refusal is None:
-                able.append(request)
-            else:
-                problems[request.digest] = refusal
+        refusals = {request: _refusal(classifier, request) for request in group}
+        problems.update({request.digest: told for request, told in refusals.items() if told is not None})
+        able = [request for request in group if refusals[request] is None]
         ahead = _after(progress, before, total)
-        try:
-            if able:
-                _explain(classifier, picture, able, found, lambda: publish(so_far()), batch_size, ahead)
-        except Cancelled:
-            raise
-        except SalvizError:
+
+        def attempt(chosen: list[Request], classifier: Classifier = classifier, ahead: Progress = ahead) -> str | None:
+            try:
+                _explain(classifier, picture, chosen, found, lambda: publish(so_far()), batch_size, ahead)
+            except Cancelled:
+                raise
+            except SalvizError as error:
+                return str(error)
+            except Exception:
+                logger.exception("%s: failure on %s", ", ".join(request.method for request in chosen), classifier.id)
+                return _fault(classifier)
+            return None
+
+        if able and attempt(able) is not None:
             # One of them failed on its way; who is to blame shows when the rest go alone.
             for request in (request for request in able if request.digest not in found):
-                try:
-                    _explain(classifier, picture, [request], found, lambda: publish(so_far()), batch_size, ahead)
-                except Cancelled:
-                    raise
-                except SalvizError as error:
-                    problems[request.digest] = str(error)
+                problem = attempt([request])
+                if problem is not None:
+                    problems[request.digest] = problem
         before += _passes(classifier, group)
         publish(so_far())
     return so_far()
+
+
+def _refusal(classifier: Classifier, request: Request) -> str | None:
+    """Why a request cannot be answered, or None; a fault in finding out concerns that request alone."""
+    try:
+        return methods.get(request.method).refusal(classifier)
+    except SalvizError as error:
+        return str(error)
+    except Exception:
+        logger.exception("%s cannot say whether it explains %s", request.method, classifier.id)
+        return _fault(classifier)
+
+
+def _fault(classifier: Classifier) -> str:
+    return f"It failed on {classifier.title}, which is a fault of Salviz; the log says where. Leave this row out."
 
 
 def _after(progress: Progress, before: float, total: float) -> Progress:
@@ -253,65 +208,6 @@ def _explain(
         progress=progress,
         publish=take,
     )
-
-
-def agree(rows: Sequence[Exploration]) -> Agreement:
-    """Pairwise Spearman and SSIM of the rows' comparable maps.
-
-    Rows of one frame are compared on it; rows of different models on the part of the photograph both of them see.
-
-    Args:
-        rows: R explorations of one picture.
-    """
-    count = len(rows)
-    rank, structure = np.eye(count), np.eye(count)
-    known = [_comparable(row) for row in rows]
-    for i, found in enumerate(known):
-        if float(found.max()) == float(found.min()):
-            rank[i, i] = structure[i, i] = np.nan
-    by_size: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
-    for i, j in combinations(range(count), 2):
-        by_size[_is_one_frame(rows[i], rows[j])].append((i, j))
-    for i, j in by_size[True]:
-        _note(rank, structure, i, j, known[i], known[j])
-    for i, j in by_size[False]:
-        _note(rank, structure, i, j, *_on_photograph(rows[i], rows[j], known[i], known[j]))
-    return Agreement(rank, structure)
-
-
-def _note(
-    rank: NDArray[np.float64], structure: NDArray[np.float64], i: int, j: int, first: Tensor, second: Tensor
-) -> None:
-    rank[i, j] = rank[j, i] = float(spearman(first, second)[0])
-    structure[i, j] = structure[j, i] = float(ssim(first, second)[0])
-
-
-def _comparable(row: Exploration) -> Tensor:
-    card = methods.get(row.request.method).card
-    return maps.comparable(row.raw[:1], card, (int(row.frames.shape[2]), int(row.frames.shape[3])))
-
-
-def _is_one_frame(first: Exploration, second: Exploration) -> bool:
-    return first.frames.shape[2:] == second.frames.shape[2:] and first.placement == second.placement
-
-
-def _on_photograph(first: Exploration, second: Exploration, *both: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps of different frames on the pixels of the photograph that both models see."""
-    laid = [_small(row.placement).lay(found) for row, found in zip((first, second), both, strict=True)]
-    seen = torch.isfinite(laid[0][0]) & torch.isfinite(laid[1][0])
-    rows, columns = seen.any(dim=1).nonzero().flatten(), seen.any(dim=0).nonzero().flatten()
-    if not len(rows) or not len(columns):
-        nothing = both[0].new_full((1, 5, 5), float("nan"))
-        return nothing, nothing
-    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    return laid[0][:, top:bottom, left:right], laid[1][:, top:bottom, left:right]
-
-
-def _small(placement: Placement) -> Placement:
-    """The placement on the photograph scaled down to `SIDE`."""
-    width, height = placement.size
-    scale = min(1.0, SIDE / max(width, height))
-    return placement.scaled((max(5, round(width * scale)), max(5, round(height * scale))))
 
 
 def comparison_digest(requests: Sequence[Request], top: int = 0) -> str:

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.cluster.hierarchy import fcluster
-from scipy.stats import spearmanr
 
-from salviz import engine, maps, methods
+from salviz import engine, methods
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import target_layer
-from salviz.comparison import Comparison, agree, compare, comparison_digest, for_top_classes
+from salviz.comparison import Comparison, compare, comparison_digest, for_top_classes
 from salviz.errors import Cancelled, RequestError
 from salviz.exploring import explore
 from salviz.images import Picture
@@ -217,6 +215,29 @@ def test_what_cannot_be_explained_costs_the_others_nothing() -> None:
     assert "no layer 'x'" in found.problems[asked[2].digest]
 
 
+@pytest.mark.parametrize("part", ["refusal", "explain"])
+def test_a_fault_in_one_row_is_told_and_the_others_stand(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    def broken(*args: object, **options: object) -> None:
+        raise ValueError("a shape nobody thought of")
+
+    plain = methods.METHODS["gradient"]
+    changed = replace(plain, explain=broken) if part == "explain" else replace(plain.card, refusal=broken)
+    monkeypatch.setitem(
+        methods.METHODS, "gradient", changed if part == "explain" else methods.Method(changed, plain.explain)
+    )
+    classifier = toy()
+    asked = every(classifier, ["grad_cam", "gradient", "input_x_gradient"])
+    found = compare({classifier.digest: classifier}, PICTURE, asked)
+    assert found.is_complete
+    assert [row.request.method for row in found.rows] == ["grad_cam", "input_x_gradient"]
+    told = found.problems[asked[1].digest]
+    assert told.startswith(f"It failed on {classifier.title}, which is a fault of Salviz")
+    assert "shape" not in told
+    assert "a shape nobody thought of" in caplog.text
+
+
 def test_models_and_classes_as_rows() -> None:
     cnn, vit = timm_model("test_resnet"), timm_model("test_vit")
     asked = [
@@ -260,61 +281,6 @@ def test_cancel_ends_it() -> None:
 
     with pytest.raises(Cancelled):
         compare({classifier.digest: classifier}, PICTURE, every(classifier), progress=stop)
-
-
-def test_agreement_equals_scipys_on_the_same_maps() -> None:
-    classifier = toy()
-    found = compare({classifier.digest: classifier}, PICTURE, every(classifier, ["gradient", "grad_cam", "edge"]))
-    flat = [
-        maps.comparable(row.raw, methods.get(row.request.method).card, (32, 32)).flatten().numpy() for row in found.rows
-    ]
-    np.testing.assert_allclose(found.agreement.spearman, spearmanr(np.stack(flat), axis=1).statistic, atol=1e-5)
-    assert (np.diag(found.agreement.ssim) == 1).all()
-    np.testing.assert_array_equal(found.agreement.ssim, found.agreement.ssim.T)
-
-
-def test_maps_of_different_frames_meet_on_the_photograph() -> None:
-    """The same map under two crops agrees with itself; under a third that is shifted it does not."""
-    classifier = toy()
-    row = explore(classifier, PICTURE, request(classifier, "grad_cam"))
-    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    ramp = dataclasses.replace(row, raw=(3 * x + y)[None])
-    # The right half of the frame, seen by a model of its own at twice the resolution.
-    left, top, right, bottom = row.placement.box
-    half = dataclasses.replace(row.placement, box=((left + right) / 2, top, right, bottom))
-    fine = torch.nn.functional.interpolate(ramp.raw[None, :, :, 16:], size=(32, 32), mode="bilinear")[0]
-    part = dataclasses.replace(row, raw=fine, placement=half)
-    assert agree([ramp, part]).spearman[0, 1] > 0.999
-    assert agree([ramp, dataclasses.replace(part, raw=fine.flip(2))]).spearman[0, 1] < 0
-
-
-def test_flat_maps_agree_with_nothing_and_leave_no_tree() -> None:
-    classifier = toy()
-    row = explore(classifier, PICTURE, request(classifier, "grad_cam"))
-    flat = dataclasses.replace(row, raw=torch.zeros_like(row.raw))
-    found = agree([row, flat])
-    assert np.isnan(found.spearman[0, 1])
-    assert np.isnan(found.spearman[1, 1])
-    assert found.spearman[0, 0] == 1
-    assert found.tree() is None
-    assert agree([row]).tree() is None
-
-
-def test_the_tree_joins_what_agrees() -> None:
-    classifier = toy()
-    asked = every(classifier, ["gradient", "smoothgrad_squared", "grad_cam", "layer_cam"])
-    found = compare({classifier.digest: classifier}, PICTURE, asked)
-    rank = found.agreement.spearman
-    tree = found.agreement.tree()
-    assert tree is not None
-    assert sorted(tree.order) == [0, 1, 2, 3]
-    assert len(tree.branches) == 3
-    np.testing.assert_allclose(tree.linkage[0, 2], 1 - rank[~np.eye(4, dtype=bool)].max(), atol=1e-12)
-    assert len(set(fcluster(tree.linkage, 2, "maxclust"))) == 2
-    other = found.agreement.tree("ssim")
-    assert other is not None
-    alike = found.agreement.ssim
-    np.testing.assert_allclose(other.linkage[0, 2], 1 - alike[~np.eye(4, dtype=bool)].max(), atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.cluster.hierarchy import dendrogram, linkage
+from scipy.spatial.distance import squareform
 
-from salviz.comparison import Tree
+from salviz.agreement import Agreement, Tree
 from salviz.figures import (
     CELL,
     DASHES,
@@ -123,3 +125,33 @@ def test_the_matrix_leaves_its_width_to_the_cells_and_numbers_them() -> None:
         (place, place, f"<b>{place + 1}</b>") for place in range(3)
     ]
     assert cells.customdata[1][2] == "C and B"
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_branches_are_drawn_to_the_rows_they_join(flat: bool) -> None:
+    """Drawn beside the matrix, distances to the left: scipy's own coordinates, at the rows of the cells."""
+    values = np.array([[1, 0.1, 0.9, 0.3], [0.1, 1, 0.2, 0.8], [0.9, 0.2, 1, 0.4], [0.3, 0.8, 0.4, 1]])
+    joined = linkage(squareform(1 - values, checks=False), "average", optimal_ordering=True)
+    scipys = dendrogram(joined, no_plot=True)
+    if flat:
+        # A flat map as the first of five rows; it comes last in the matrix.
+        whole = np.full((5, 5), np.nan)
+        whole[1:, 1:] = values
+        values = whole
+    names = ["FLAT", *"ABCD"] if flat else [*"ABCD"]
+    tree = Agreement(values, values).tree()
+    figure = agreement(names, values.tolist(), tree, measure="spearman", theme="light")
+    *branches, cells = figure.data
+    assert [list(line.y) for line in branches] == [[(x - 5) / 10 for x in one] for one in scipys["icoord"]]
+    assert [list(line.x) for line in branches] == [[-height for height in one] for one in scipys["dcoord"]]
+    assert {line.xaxis for line in branches} == {"x"}
+    assert {line.yaxis for line in branches} == {"y"}
+    # A row of cells is at its leaf's place, from the top down.
+    in_order = [names[row] for row in matrix_order(len(names), tree)]
+    assert in_order[:4] == ["ABCD"[leaf] for leaf in scipys["leaves"]]
+    assert in_order[4:] == (["FLAT"] if flat else [])
+    assert [row[0].split(" and ")[0] for row in cells.customdata] == in_order
+    assert list(figure.layout.yaxis.range) == [len(names) - 0.5, -0.5]
+    assert figure.layout.yaxis2.matches == "y"
+    if flat:
+        assert list(cells.text[4]) == [""] * 5

@@ -16,7 +16,7 @@ from salviz.metrics import Score
 from salviz.overlay import decimals
 
 if TYPE_CHECKING:
-    from salviz.comparison import Tree
+    from salviz.agreement import Tree
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,7 @@ def agreement(view: View) -> None:
                     st.markdown(f"**{number}** {titles[place]}")
     st.caption(
         "Each cell compares the maps of its row and column, whose numbers stand on the diagonal; branches join the "
-        "most alike first, by one minus the value in the cell. Flat maps are like no other and stand without a value."
+        "most alike first, by one minus the value in the cell. A flat map comes last, without a branch."
     )
 
 
