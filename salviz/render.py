@@ -5,6 +5,7 @@ Display choices only: everything here re-blends stored maps in a few millisecond
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ class Display:
         is_signed: Whether the map's sign is shown.
         range_mode: A `DisplayRange` value, or `auto`: up to the 99th percentile for maps of single pixels,
             which a few outliers would turn flat, and the full range for others.
-        scale: Each map its own range, or all maps of the page the clean map's.
+        scale: Each map its own range, or all maps of the page one: the clean map's, or the rows' common range.
         is_smooth: Interpolated, or the method's own cells.
         follows_value: Whether the overlay's opacity grows with the value, so that the photograph stays visible where
             the map says nothing; else it is even.
@@ -97,6 +98,17 @@ def clean_limits(exploration: Exploration, display: Display) -> tuple[float, flo
     )
 
 
+def common_limits(explorations: Sequence[Exploration], display: Display) -> tuple[float, float]:
+    """Display range that holds the clean map's range of each: under it no map is clipped more than under its own.
+
+    Args:
+        explorations: At least one; maps in the same units.
+        display: Display choices.
+    """
+    lows, highs = zip(*(clean_limits(exploration, display) for exploration in explorations), strict=True)
+    return min(lows), max(highs)
+
+
 def value_limits(method: str, values: NDArray[np.float32], display: Display) -> tuple[float, float]:
     """Display range of a method's values."""
     mode = display.range_mode
@@ -141,7 +153,7 @@ def compared(
     *,
     part: Literal["map", "overlay"],
     width: int,
-    scale: Exploration | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> Pixels:
     """A row of a comparison on the whole photograph: `(h, width, 3)` uint8.
 
@@ -151,13 +163,13 @@ def compared(
         display: Display choices; the map always shows the method's own cells.
         part: `map`, or `overlay` over the photograph.
         width: In pixels.
-        scale: The row whose range both have; its own where None.
+        limits: Display range that rows have in common; the row's own where None.
     """
     photo = photograph(picture, width)
     size = (photo.shape[1], photo.shape[0])
     is_smooth = part == "overlay" and display.is_smooth
     found = on_photograph(exploration, size, is_signed=display.is_signed, is_smooth=is_smooth)
-    low, high = clean_limits(exploration if scale is None else scale, display)
+    low, high = clean_limits(exploration, display) if limits is None else limits
     if part == "map":
         return colorize(found, display.colormap_id, low, high)
     return overlay(photo, found, display.colormap_id, low, high, display.opacity, follow_value=display.follows_value)

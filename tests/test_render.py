@@ -176,3 +176,27 @@ def test_a_shared_scale_is_the_clean_maps(found: Exploration) -> None:
     alone = render.row_overlay(found, 1, PLAIN, is_aligned=False)
     np.testing.assert_array_equal(shown["map"], alone)
     assert (shown["shared"] == lookup("inferno")[255]).all(axis=2).mean() > 0.9
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_one_scale_for_rows_holds_the_range_of_each(is_signed: bool) -> None:
+    """The same value has the same colour in every row, and no row's end is cut off, whichever comes first."""
+    rows = [hand_made(torch.linspace(low, high, 49).view(7, 7), (64, 64)) for low, high in ((1, 2), (0, 5), (-8, 3))]
+    choices = dataclasses.replace(PLAIN, is_signed=is_signed)
+    own = [render.clean_limits(row, choices) for row in rows]
+    # Unsigned, Grad-CAM's positive part is shown; signed, zero stands in the middle.
+    assert own == ([(-2, 2), (-5, 5), (-8, 8)] if is_signed else [(1, 2), (0, 5), (0, 3)])
+    expected = (-8, 8) if is_signed else (0, 5)
+    for order in (rows, rows[::-1]):
+        assert render.common_limits(order, choices) == expected
+    assert render.common_limits(rows[:1], choices) == own[0]
+    picture = picture_of(64, 64)
+    drawn = [
+        render.compared(row, picture, choices, part="map", width=64, limits=render.common_limits(rows, choices))
+        for row in rows
+    ]
+    table = lookup(choices.colormap_id)
+    for row, pixels in zip(rows, drawn, strict=True):
+        value = float(row.native_map(is_signed=is_signed)[6, 6])
+        place = min(int((value - expected[0]) / (expected[1] - expected[0]) * 256), 255)
+        assert pixels[-1, -1].tolist() == table[place].tolist()

@@ -13,6 +13,8 @@ from salviz.ui import clickable, display, drawn, fields, follow, panels, rows, s
 from salviz.ui.sidebar import Pick
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from salviz.comparison import Comparison
     from salviz.exploration import Exploration
     from salviz.render import Display
@@ -27,6 +29,13 @@ _MAP_WIDTH = 232
 _BRANCHES, _CELL, _MATRIX, _NAMES = 80, 52, 640, 310
 """Widths of the matrix's branches, of a cell, of all of it at the most, and of the names, in pixels, where there is
 room for them."""
+
+
+_APART = {
+    "methods": "Each map has its own scale: maps of different methods have different units.",
+    "models": "Each map has its own scale: scores of different models have different units.",
+}
+"""Rows whose maps are not the same quantity, so that one scale for all would have no meaning."""
 
 
 @dataclass
@@ -124,23 +133,49 @@ def grid(view: View) -> None:
     if st.session_state.get("_switch"):
         # A map was clicked: the frame opens the other page.
         st.rerun()
-    with st.container(horizontal=True, vertical_alignment="center"):
-        display.controls(None, scale="Scale of the rows")
-        st.caption("Click a map to open it in Explore.", width="stretch")
     shown = comparison.rows
+    with st.container(horizontal=True, vertical_alignment="center"):
+        display.controls(None, scale="Scale of the rows", shared="One for all", apart=_APART.get(view.chosen.kind, ""))
+        limits = common_scale(view.chosen.kind, shown)
+        st.caption(f"{scale_in_force(view.chosen.kind, limits)} Click a map to open it in Explore.", width="stretch")
     for place, row in enumerate(shown):
-        _row(view, shown[0], place, row)
+        _row(view, limits, place, row)
     for request in comparison.requests:
         if request.digest in comparison.problems:
             st.caption(f"**{_card(request).title}**: {comparison.problems[request.digest]}")
     state.write_url()
 
 
-def _row(view: View, first: Exploration, place: int, row: Exploration) -> None:
+def common_scale(kind: str, shown: Sequence[Exploration]) -> tuple[float, float] | None:
+    """The range all rows are drawn in, or None where each has its own.
+
+    Args:
+        kind: What the rows are.
+        shown: The rows on the page.
+    """
+    from salviz import render
+
+    if kind in _APART or not shown:
+        return None
+    choices = display.chosen(_card(shown[0].request))
+    return render.common_limits(shown, choices) if choices.scale == "shared" else None
+
+
+def scale_in_force(kind: str, limits: tuple[float, float] | None) -> str:
+    """One short sentence: which scale the maps have.
+
+    Args:
+        kind: What the rows are.
+        limits: Of all rows, or None where each has its own.
+    """
+    if limits is not None:
+        return f"One scale for all maps: {format_value(limits[0])} to {format_value(limits[1])}."
+    return _APART.get(kind, "Each map has its own scale.")
+
+
+def _row(view: View, limits: tuple[float, float] | None, place: int, row: Exploration) -> None:
     card = _card(row.request)
     choices = display.chosen(card)
-    # One scale for all only where the rows are the same quantity: classes of one model under one method.
-    shared = first if choices.scale == "shared" and view.chosen.kind == "classes" else None
     title = _title(view, row)
     picture = view.pick.picture
     assert picture is not None  # noqa: S101 - something was compared
@@ -149,10 +184,7 @@ def _row(view: View, first: Exploration, place: int, row: Exploration) -> None:
         with st.container(horizontal=True, wrap=False, gap="small", width=2 * _MAP_WIDTH):
             part: Literal["map", "overlay"]
             for part in ("map", "overlay"):
-                content = drawn.compared(
-                    row.request.digest, part, choices, 2 * _MAP_WIDTH,
-                    "" if shared is None else shared.request.digest, row, picture, shared,
-                )  # fmt: skip
+                content = drawn.compared(row.request.digest, part, choices, 2 * _MAP_WIDTH, limits, row, picture)
                 with st.container(width="stretch"):
                     clickable.picture(
                         content,
@@ -161,15 +193,17 @@ def _row(view: View, first: Exploration, place: int, row: Exploration) -> None:
                         key=f"open.{part}.{row.request.digest}",
                         on_press=partial(_open, row.request),
                     )
-        st.markdown(_text(view, place, row, shared, choices, title), width=320)
+        st.markdown(_text(view, place, row, limits, choices, title), width=320)
 
 
-def _text(view: View, place: int, row: Exploration, shared: Exploration | None, choices: Display, title: str) -> str:
+def _text(
+    view: View, place: int, row: Exploration, limits: tuple[float, float] | None, choices: Display, title: str
+) -> str:
     from salviz import render
 
     comparison = view.comparison
     assert comparison is not None  # noqa: S101 - the page asked
-    low, high = render.clean_limits(row if shared is None else shared, choices)
+    low, high = render.clean_limits(row, choices) if limits is None else limits
     probability = float(row.probabilities[0, int(row.classes[0])])
     lines = [f"**{title}**"]
     if view.chosen.kind != "classes":
@@ -179,7 +213,7 @@ def _text(view: View, place: int, row: Exploration, shared: Exploration | None, 
         lines.append(f"probability {probability:.2f}")
     width, height = row.grid
     lines.append(f"{width} × {height} cells, scale {format_value(low)} to {format_value(high)}")
-    lines.append(f"{_duration(row.seconds)}, {panels.counted(row.passes, 'pass', 'passes')}")
+    lines.append(f"{duration(row.seconds)}, {panels.counted(row.passes, 'pass', 'passes')}")
     if row.standard_error is not None:
         lines.append(f"standard error {panels.share(float(row.standard_error[0]))} of its spread")
     if row.completeness is not None:
@@ -192,7 +226,8 @@ def _text(view: View, place: int, row: Exploration, shared: Exploration | None, 
     return "  \n".join(lines)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`under 1 ms`, `12 ms`, or from ten seconds on `75 s`."""
     if seconds < 0.0005:
         return "under 1 ms"
     return f"{1000 * seconds:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
@@ -212,17 +247,27 @@ def _title(view: View, row: Exploration) -> str:
     return "".join(_explained(view, row))
 
 
-def _open(request: Request) -> None:
-    """Show a row in Explore: the pick becomes the row's."""
-    st.session_state["method"] = request.method
-    st.session_state["model"] = request.classifier
-    if request.target is not None:
-        st.session_state["target"] = request.target
+def opened(request: Request) -> dict[str, Any]:
+    """What a click on a row makes of the session: the pick becomes the row's, and Explore the page.
+
+    Args:
+        request: Of the row.
+    """
     defaults = _card(request).check_parameters(None)
-    st.session_state["_settings"] = {
-        name: fields.text(value) for name, value in request.parameters if value != defaults[name]
+    settings = {name: fields.text(value) for name, value in request.parameters if value != defaults[name]}
+    target = {} if request.target is None else {"target": request.target}
+    return {
+        "method": request.method,
+        "model": request.classifier,
+        **target,
+        "_settings": settings,
+        "_switch": "explore",
     }
-    st.session_state["_switch"] = "explore"
+
+
+def _open(request: Request) -> None:
+    """Show a row in Explore."""
+    st.session_state.update(opened(request))
 
 
 def agreement(view: View) -> None:

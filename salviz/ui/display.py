@@ -39,12 +39,20 @@ def chosen(card: MethodCard) -> Display:
     )
 
 
-def controls(card: MethodCard | None, *, scale: str = "Scale of the variants") -> None:
+def controls(
+    card: MethodCard | None,
+    *,
+    scale: str = "Scale of the variants",
+    shared: str = "The clean map's",
+    apart: str = "",
+) -> None:
     """The popover with all display choices.
 
     Args:
         card: Of the method on screen; None where there are several.
         scale: Label of the choice between each map's own scale and one for all.
+        shared: Title of the one for all.
+        apart: Why each map has its own; the choice is left out where this is given.
     """
     with st.popover("Display", icon=":material/tune:"):
         st.slider("Opacity of the map", 0.0, 1.0, step=0.05, key="alpha", persist_state="session")
@@ -63,7 +71,8 @@ def controls(card: MethodCard | None, *, scale: str = "Scale of the variants") -
         if st.session_state["span"] not in _SPANS:
             st.session_state["span"] = "auto"
         panels.pick("Range", _SPANS, "span")
-        panels.choice(
-            scale, {"map": "Each its own", "shared": "One for all" if card is None else "The clean map's"}, "scale"
-        )
+        if apart:
+            st.caption(apart)
+        else:
+            panels.choice(scale, {"map": "Each its own", "shared": shared}, "scale")
         panels.choice("Cells", {"smooth": "Interpolated", "cells": "As computed"}, "cells")

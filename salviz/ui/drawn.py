@@ -93,10 +93,9 @@ def compared(
     part: Literal["map", "overlay"],
     choices: Display,
     width: int,
-    scaled_by: str,
+    limits: tuple[float, float] | None,
     _exploration: Exploration,
     _picture: Picture,
-    _scale: Exploration | None,
 ) -> str:
     """A row of a comparison on the whole photograph: the method's own cells, or interpolated over it.
 
@@ -105,14 +104,13 @@ def compared(
         part: `map` or `overlay`.
         choices: Display choices.
         width: In pixels.
-        scaled_by: Digest of the request whose map gives the range; the row's own where empty.
+        limits: Display range that the rows have in common; the row's own where None.
         _exploration: The row.
         _picture: The photograph.
-        _scale: The exploration that `scaled_by` names.
     """
     from salviz import render
 
-    found = render.compared(_exploration, _picture, choices, part=part, width=width, scale=_scale)
+    found = render.compared(_exploration, _picture, choices, part=part, width=width, limits=limits)
     return _exact(found) if part == "map" else photographic(found)
 
 

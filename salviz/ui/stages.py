@@ -85,7 +85,7 @@ def strips(view: View) -> None:
     names = [every[place] for place in places if place < len(every)]
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Film strips", anchor=False, width="stretch")
-        display.controls(None)
+        display.controls(None, apart="Each map has its own scale: random weights change the size of all values.")
     shown = panels.plain(", ".join(names))
     st.caption(f"Each map on its own scale, from left to right: {shown}.{_missing(view, len(names))}")
     measure = _measure()

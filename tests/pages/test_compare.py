@@ -1,5 +1,7 @@
 """The Compare page's states, by Streamlit's own test harness."""
 
+import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +11,9 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from salviz.classifiers.registry import SHIPPED
 from salviz.methods import METHODS
+from salviz.ui import compare as page
 from salviz.ui import follow, panels, session
 from tests.pages.conftest import ROOT, TIMEOUT
 
@@ -40,6 +44,28 @@ def row_titles(app: AppTest) -> list[str]:
         for element in app.main.markdown
         if "cells, scale" in element.value
     ]
+
+
+def row_texts(app: AppTest) -> list[str]:
+    """What stands beside each row's pictures."""
+    return [element.value for element in app.main.markdown if "cells, scale" in element.value]
+
+
+def drawn(app: AppTest) -> dict[str, str]:
+    """Address of every row's picture by its alt text; an address holds the picture."""
+    found = [json.loads(element.proto.json) for element in app.main.get("bidi_component")]
+    return {one["alt"]: one["src"] for one in found if "src" in one}
+
+
+def values_of(text: str) -> tuple[float, float]:
+    """The ends of a row's scale."""
+    low, high = re.search(r"scale (\S+) to (\S+)", text).groups()
+    return float(low.replace("−", "-")), float(high.replace("−", "-"))
+
+
+def scale_of_rows(app: AppTest) -> list[Any]:
+    """The control between each map's own scale and one for all."""
+    return [widget for widget in app.main.get("button_group") if widget.key == "scale"]
 
 
 def test_the_first_visit_compares_cheap_methods_and_controls(compare: Open) -> None:
@@ -99,6 +125,133 @@ def test_the_most_probable_classes_as_rows(compare: Open) -> None:
     assert len(titles) == 3
     assert all(title.startswith("thing ") for title in titles)
     assert len(set(titles)) == 3
+
+
+@pytest.mark.parametrize("sign", ["unsigned", "signed"])
+def test_one_scale_for_all_classes_holds_every_row(compare: Open, sign: str) -> None:
+    app = compare(rows="classes", top="4", sign=sign)
+    apart, before = [values_of(text) for text in row_texts(app)], drawn(app)
+    assert len(set(apart)) > 1
+    assert "Each map has its own scale. Click" in texts(app)
+    (widget,) = scale_of_rows(app)
+    widget.set_value("shared").run()
+    common = min(low for low, _ in apart), max(high for _, high in apart)
+    assert [values_of(text) for text in row_texts(app)] == [common] * 4
+    # The row with the widest range is drawn as before, the others are not.
+    widest = apart.index(common) if common in apart else None
+    after = drawn(app)
+    for place, name in enumerate(name for name in before if name.endswith(": map")):
+        assert (after[name] == before[name]) == (place == widest), name
+    assert re.search(r"One scale for all maps: \S+ to \S+\. Click", texts(app))
+    told = re.search(r"maps: (\S+) to (\S+)\. Click", texts(app)).groups()
+    assert tuple(float(end.replace("−", "-")) for end in told) == common
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"methods": "edge,gradient"}, "maps of different methods have different units"),
+        ({"rows": "models"}, "scores of different models have different units"),
+    ],
+)
+def test_there_is_no_scale_for_all_where_it_has_no_meaning(
+    compare: Open, tiny: str, tiny_vit: str, fields: dict[str, str], reason: str
+) -> None:
+    own = compare(models=f"{tiny},{tiny_vit}", **fields)
+    asked = compare(models=f"{tiny},{tiny_vit}", scale="shared", **fields)
+    for app in (own, asked):
+        assert not app.exception
+        assert scale_of_rows(app) == []
+        assert f"Each map has its own scale: {reason}. Click a map" in texts(app)
+        assert len(drawn(app)) == 4
+    assert drawn(asked) == drawn(own)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limits", "told"),
+    [
+        ("classes", (-0.25, 1.5), "One scale for all maps: −0.25 to 1.5."),
+        ("classes", None, "Each map has its own scale."),
+        ("methods", None, "Each map has its own scale: maps of different methods have different units."),
+        ("models", None, "Each map has its own scale: scores of different models have different units."),
+    ],
+)
+def test_the_scale_in_force_is_one_sentence(kind: str, limits: tuple[float, float] | None, told: str) -> None:
+    assert page.scale_in_force(kind, limits) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.0, "under 1 ms"),
+        (0.0004, "under 1 ms"),
+        (0.0005, "0 ms"),
+        (0.0123, "12 ms"),
+        (9.9994, "9999 ms"),
+        (10.0, "10 s"),
+        (75.4, "75 s"),
+    ],
+)
+def test_how_long_a_row_took_in_words(seconds: float, told: str) -> None:
+    assert page.duration(seconds) == told
+
+
+def test_every_row_says_how_long_it_took_and_in_how_many_passes(compare: Open) -> None:
+    app = compare(methods="edge,grad_cam,gradient,occlusion")
+    told = {
+        title: re.search(r"(?:^|  \n)((?:under 1|\d+) ms|\d+ s), ([\d,.]+ pass(?:es)?)(?:  \n|$)", text)
+        for title, text in zip(row_titles(app), row_texts(app), strict=True)
+    }
+    assert all(told.values()), row_texts(app)
+    assert told["Gradient"].group(2) == "2 passes"
+    assert told["Grad-CAM"].group(2) == "1 pass"
+    for row in session.rows().known().values():
+        title = METHODS[row.request.method].card.title
+        assert told[title].group(1) == page.duration(row.seconds)
+        assert told[title].group(2) == panels.counted(row.passes, "pass", "passes")
+
+
+def clicked(app: AppTest, request: Any) -> AppTest:
+    """The page after a click on a row: its callback has run before."""
+    # One variant will do.
+    for key, value in {"aug": ["flip_lr"], "twin": False, **page.opened(request)}.items():
+        app.session_state[key] = value
+    return app.run()
+
+
+def test_a_click_on_a_class_opens_that_class_in_explore(compare: Open) -> None:
+    app = compare(rows="classes", top="3", method="layer_cam")
+    second = row_titles(app)[1]
+    (request,) = (row.request for row in session.rows().known().values() if second == f"thing {int(row.classes[0])}")
+    app = clicked(app, request)
+    assert not app.exception
+    assert app.title[0].value.startswith("Cat · Tiny · LayerCAM")
+    assert app.query_params["target"] == str(request.target)
+    assert app.sidebar.selectbox(key="target").value == request.target
+
+
+def test_a_click_on_a_model_opens_that_model_in_explore(compare: Open, tiny: str) -> None:
+    other = next(iter(SHIPPED))
+    app = compare(rows="models", models=f"{tiny},{other}", method="occlusion", **{"set.window": "50"})
+    (request,) = (row.request for row in session.rows().known().values() if row.request.classifier == other)
+    title = row_titles(app)[1]
+    app = clicked(app, request)
+    assert not app.exception
+    assert app.title[0].value.startswith(f"Cat · {title} · Occlusion")
+    assert app.query_params["model"] == other
+    assert app.sidebar.number_input(key="occlusion.window").value == 50
+
+
+def test_a_click_on_a_method_opens_it_with_the_settings_of_its_row(compare: Open) -> None:
+    app = compare(methods="edge,gradient")
+    (request,) = (row.request for row in session.rows().known().values() if row.request.method == "gradient")
+    assert page.opened(request) == {
+        "method": "gradient",
+        "model": request.classifier,
+        "_settings": {},
+        "_switch": "explore",
+    }
+    assert clicked(app, request).title[0].value.startswith("Cat · Tiny · Gradient")
 
 
 def test_what_cannot_explain_the_model_is_said_beside_the_rest(compare: Open, tiny_vit: str) -> None:
