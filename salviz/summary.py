@@ -95,7 +95,7 @@ def method_dicts(classifier: Classifier | None) -> list[dict[str, Any]]:
 
     Returns:
         One dictionary a method; `passes` holds for default settings and the classifier's input size, or
-        224 x 224 pixels.
+        224 x 224 pixels; `needs` is empty where the method explains any classifier.
     """
     tried = {} if classifier is None else {row.method: row for row in probe(classifier).rows}
     return [_method_dict(method, classifier, tried.get(name)) for name, method in methods.METHODS.items()]
@@ -105,7 +105,7 @@ def _method_dict(method: Method, classifier: Classifier | None, tried: Support |
     card = method.card
     size = (224, 224) if classifier is None else classifier.preprocessing.input_size
     plain = (
-        "id", "title", "family", "idea", "formula", "citation", "evidence", "scaling", "signed", "failures",
+        "id", "title", "family", "idea", "formula", "citation", "evidence", "scaling", "signed", "needs", "failures",
     )  # fmt: skip
     found: dict[str, Any] = {name: getattr(card, name) for name in plain}
     found["parameters"] = [asdict(parameter) for parameter in card.parameters]
@@ -133,8 +133,11 @@ def method_lines(classifier: Classifier | None) -> Iterator[str]:
         settings = [
             " ".join(f"{parameter.name}={parameter.default}" for parameter in card.parameters) for card in cards
         ]
-        rows = [(card.id, card.title, card.family, text) for card, text in zip(cards, settings, strict=True)]
-        yield from _table(("id", "title", "family", "settings"), rows)
+        rows = [
+            (card.id, card.title, card.family, card.sign, card.requirement, text)
+            for card, text in zip(cards, settings, strict=True)
+        ]
+        yield from _table(("id", "title", "family", "map", "needs", "settings"), rows)
         return
     found = [(methods.get(row.method).card, row) for row in probe(classifier).rows]
     tried = [(card.id, card.title, card.family, _outcome(row)) for card, row in found]

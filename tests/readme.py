@@ -21,11 +21,12 @@ def methods_table() -> str:
     """The registry as Markdown; passes at the defaults on an input of 224 x 224."""
     from salviz.methods import METHODS
 
-    lines = ["| id | method | family | passes an image | source |", "|---|---|---|---:|---|"]
+    lines = ["| id | method | family | map | needs | passes an image | source |", "|---|---|---|---|---|---:|---|"]
     for id, method in METHODS.items():
         card = method.card
         passes = card.passes(card.check_parameters({}), (224, 224))
-        lines.append(f"| `{id}` | {card.title} | {card.family} | {passes:g} | {card.citation} |")
+        cells = (f"`{id}`", card.title, card.family, card.sign, card.requirement, f"{passes:g}", card.citation)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

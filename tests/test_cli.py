@@ -287,8 +287,13 @@ def test_methods_are_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     assert [parameter["name"] for parameter in smoothgrad["parameters"]] == ["samples", "noise", "tolerance"]
     assert smoothgrad["passes"] == 50
     assert "refusal" not in smoothgrad
+    guided = next(card for card in told if card["id"] == "guided_backprop")
+    assert (guided["needs"], smoothgrad["needs"]) == ("ReLU or ReLU6", "")
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    words = {line.split("  ")[0]: [word.strip() for word in line.split("  ") if word.strip()] for line in lines[1:]}
+    assert words["guided_backprop"][2:] == ["gradients", "signed", "ReLU or ReLU6"]
+    assert words["vargrad"][3:5] == ["unsigned", "any classifier"]
     assert [line.split()[0] for line in lines[1:]] == list(methods.METHODS)
 
 

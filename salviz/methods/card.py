@@ -204,6 +204,16 @@ class MethodCard:
         """
         return self.passes(parameters, classifier.preprocessing.input_size) + self.more(classifier, parameters)
 
+    @property
+    def requirement(self) -> str:
+        """What it needs of a classifier, in a few words, for methods that explain any too."""
+        return self.needs or "any classifier"
+
+    @property
+    def sign(self) -> str:
+        """`signed` or `unsigned`: see `signed`."""
+        return "signed" if self.signed else "unsigned"
+
     def check_parameters(self, given: Mapping[str, Any] | None) -> dict[str, Value]:
         """All parameters: defaults overlaid with `given`, checked.
 

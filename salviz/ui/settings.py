@@ -11,6 +11,11 @@ from salviz.images import Picture
 from salviz.transforms import AUGMENTATIONS, Variant, default_variants, draw_variants
 from salviz.ui import fields, panels, session, state
 
+_SIGNS = {
+    "signed": "signed: above zero it speaks for the class, below zero against it.",
+    "unsigned": "unsigned: it says how much a place counts, not whether for or against the class.",
+}
+
 
 def method(loaded: Any, page: str) -> tuple[str, dict[str, Any]]:
     """The method's id and its settings.
@@ -40,6 +45,8 @@ def method(loaded: Any, page: str) -> tuple[str, dict[str, Any]]:
         st.markdown(f"**{card.title}**: {card.family}")
         st.markdown(card.idea)
         st.latex(card.formula)
+        st.markdown(f"Map: {_SIGNS[card.sign]}")
+        st.markdown(f"Needs: {card.requirement}.")
         st.markdown(f"Cost: {_cost(card, loaded)}")
         st.markdown(f"Known failures: {card.failures}")
         st.caption(card.citation)

@@ -9,6 +9,8 @@ from torch import nn
 
 from salviz import engine, methods
 from salviz.errors import Cancelled, MethodError, RequestError, SalvizError
+from salviz.methods.card import _always
+from salviz.support import cheapest
 from salviz.targets import ClassTarget
 from tests.models import classifier_of, images, timm_model, toy
 
@@ -245,4 +247,45 @@ def test_every_card_is_complete() -> None:
         assert card.formula
         assert card.citation
         assert card.failures
-        assert card.check_parameters({}) == {p.name: p.default for p in card.parameters}
+        assert bool(card.needs) == (card.refusal is not _always), f"{method_id}: it needs what it refuses the lack of"
+        assert not card.needs.endswith(".")
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_needs_are_what_a_net_may_lack(method: str) -> None:
+    """A net of one matrix has no layer with places, no ReLU and no attention: who needs none of it explains it."""
+    card = methods.get(method).card
+    flat = classifier_of(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3)), size=32, classes=3)
+
+    def run() -> torch.Tensor:
+        settings = cheapest(card, (32, 32))
+        return engine.explain(flat, images(1, 32), method=method, parameters=settings, digests=["a"]).maps
+
+    # A linear layer has a rule, so that relevance propagation lacks nothing.
+    if not card.needs or method == "lrp":
+        assert torch.isfinite(run()).all()
+    else:
+        with pytest.raises(MethodError):
+            run()
+
+
+# Of these the weights are never negative: what is below zero comes from the features, which have no sign after a ReLU.
+SIGNED_BY_FEATURES = ("grad_cam_pp", "layer_cam")
+
+
+@pytest.mark.parametrize("method", [m for m, method in methods.METHODS.items() if method.card.signed])
+def test_a_signed_map_has_values_below_zero(method: str) -> None:
+    """Why one class and not another, or the reverse: what speaks for the one speaks against the other."""
+    name = "test_vit" if method in SIGNED_BY_FEATURES else net_for(method)
+    a, b = torch.tensor([3]), torch.tensor([7])
+    found = [
+        explain(name, images(1, 160), method, ["a"], target=ClassTarget(*pair)).maps
+        for pair in ((a, "logit", b), (b, "logit", a))
+    ]
+    assert min(float(maps.min()) for maps in found) < 0
+
+
+@pytest.mark.parametrize("method", [m for m, method in methods.METHODS.items() if not method.card.signed])
+def test_an_unsigned_map_has_no_value_below_zero(method: str) -> None:
+    target = ClassTarget(torch.tensor([3]), "probability")
+    assert float(explain(net_for(method), images(1, 160), method, ["a"], target=target).maps.min()) >= 0

@@ -692,6 +692,20 @@ def test_display_choices_never_call_the_model(visit: Visit, tiny: str) -> None:
         twins.remove()
 
 
+@pytest.mark.parametrize(
+    ("method", "sign", "needs"),
+    [
+        ("guided_backprop", "signed: above zero it speaks for the class", "ReLU or ReLU6"),
+        ("edge", "unsigned: it says how much a place counts", "any classifier"),
+    ],
+)
+def test_about_this_method_says_its_sign_and_what_it_needs(visit: Visit, method: str, sign: str, needs: str) -> None:
+    app = visit(method=method, aug="", twin="0")
+    told = [element.value for element in app.sidebar.markdown]
+    assert f"Needs: {needs}." in told
+    assert any(line.startswith(f"Map: {sign}") for line in told)
+
+
 def test_cells_are_shown_as_computed(visit: Visit) -> None:
     app = visit(aug="flip_lr", twin="0")
     smooth = pictures_of(app)["Map"]
