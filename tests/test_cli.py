@@ -285,7 +285,7 @@ def test_methods_are_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     assert [card["id"] for card in told] == list(methods.METHODS)
     smoothgrad = next(card for card in told if card["id"] == "smoothgrad")
     assert [parameter["name"] for parameter in smoothgrad["parameters"]] == ["samples", "noise", "tolerance"]
-    assert smoothgrad["passes"] == 50
+    assert smoothgrad["passes"] == 100
     assert "refusal" not in smoothgrad
     guided = next(card for card in told if card["id"] == "guided_backprop")
     assert (guided["needs"], smoothgrad["needs"]) == ("ReLU or ReLU6", "")

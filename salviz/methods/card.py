@@ -34,7 +34,7 @@ class Parameter:
 
     Attributes:
         name: Keyword of the method's function.
-        default: The paper's value.
+        default: The paper's value; where it is another, `meaning` says why.
         meaning: One sentence for people, with the unit.
         low: Smallest allowed number.
         high: Largest allowed number.

@@ -16,10 +16,21 @@ from salviz.methods.card import Parameter
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
+SAMPLES = Parameter(
+    "samples",
+    50,
+    "Noisy copies averaged; 50 in SmoothGrad's paper, which sees little change beyond, and 25 in its authors' code.",
+    low=1,
+    high=500,
+    step=1,
+)
+"""Setting of every method that averages over noisy copies."""
+
 NOISE = Parameter(
     "noise",
     0.15,
-    "Standard deviation of the noise, as a share of the input's range.",
+    "Standard deviation of the noise, as a share of the input's range; 0.1 to 0.2 in SmoothGrad's paper, 0.15 in its "
+    "authors' code.",
     low=0.0,
     high=1.0,
     step=0.05,

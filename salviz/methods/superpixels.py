@@ -36,7 +36,8 @@ PIXELS = Parameter(
 FILL = Parameter(
     "fill",
     "mean",
-    "What hides a superpixel: the training set's mean colour, black, or the superpixel's own mean colour.",
+    "What hides a superpixel: the training set's mean colour as in COSE, black, or the superpixel's own mean colour as "
+    "in LIME's code.",
     choices=("mean", "black", "average"),
 )
 

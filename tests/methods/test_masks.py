@@ -440,4 +440,5 @@ def test_passes_are_exact() -> None:
     # 20 circles on a grid of 28: half its diagonal is 19.8 cells.
     assert meaningful.passes(meaningful.check_parameters({}), size) == 2 * 300 + 20
     assert meaningful.passes(meaningful.check_parameters({"start": "all"}), size) == 2 * 300
+    assert extremal.passes(extremal.check_parameters({}), size) == 2 * 800
     assert extremal.passes(extremal.check_parameters({"areas": "sum", "iterations": 100}), size) == 2 * 100 * 7

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
-from salviz.methods.card import Attribution, MethodCard, Parameter, register
-from salviz.methods.passes import NOISE, gaussian_noise, score_gradient
+from salviz.methods.card import Attribution, MethodCard, register
+from salviz.methods.passes import NOISE, SAMPLES, gaussian_noise, score_gradient
 from salviz.methods.sampling import CHECK, TOLERANCE, Estimate, unfinished
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
@@ -20,7 +20,7 @@ _STREAM = "smoothgrad"
 """The three draw the same noise, so that explaining with all of them costs one."""
 
 _PARAMETERS = (
-    Parameter("samples", 25, "Noisy copies averaged.", low=1, high=500, step=1),
+    SAMPLES,
     NOISE,
     TOLERANCE,
 )

@@ -56,8 +56,15 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
         signed=True,
         passes=lambda parameters, size: 2.0 * float(parameters["steps"]),
         parameters=(
-            Parameter("max_sigma", 50.0, "Blur of the path's start, in pixels.", low=1.0, high=200.0, step=1.0),
-            Parameter("steps", 100, "Points on the path.", low=2, high=500, step=1),
+            Parameter(
+                "max_sigma",
+                50.0,
+                "Blur of the path's start, in pixels; 50 in the authors' code.",
+                low=1.0,
+                high=200.0,
+                step=1.0,
+            ),
+            Parameter("steps", 100, "Points on the path; 100 in the authors' code.", low=2, high=500, step=1),
         ),
         failures="The blurred start is dark at the edges, so borders can light up.",
     )

@@ -12,6 +12,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import (
     NOISE,
+    SAMPLES,
     blank_like,
     blank_logits,
     gaussian_noise,
@@ -19,7 +20,7 @@ from salviz.methods.passes import (
     score_gradient,
     shared_logits,
 )
-from salviz.methods.paths.integrated import BASELINE
+from salviz.methods.paths.integrated import BASELINE, RULE, STEPS
 from salviz.methods.sampling import CHECK, TOLERANCE, Estimate, unfinished
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
@@ -50,15 +51,10 @@ def _smooth_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> floa
         signed=True,
         passes=_smooth_passes,
         parameters=(
-            Parameter("samples", 25, "Noisy copies averaged.", low=1, high=500, step=1),
-            Parameter("steps", 25, "Points on each path.", low=1, high=500, step=1),
+            SAMPLES,
+            STEPS,
             NOISE,
-            Parameter(
-                "rule",
-                "gauss_legendre",
-                "Quadrature; `released` is PAIR's code: equal weights with both ends.",
-                choices=("gauss_legendre", "trapezoid", "released"),
-            ),
+            RULE,
             BASELINE,
             TOLERANCE,
         ),
@@ -166,7 +162,8 @@ def random_reference(classifier: Classifier, x: Tensor, kind: str, generators: S
             Parameter(
                 "reference",
                 "colours",
-                "What the baselines are: images of one random colour each, or of uniform noise.",
+                "What the baselines are: images of one random colour each, or of uniform noise. The paper draws "
+                "training images, which no classifier brings along.",
                 choices=("colours", "uniform"),
             ),
             TOLERANCE,

@@ -171,11 +171,18 @@ def _order(rows: NDArray[Any], ranks: Sequence[int]) -> None:
         signed=True,
         passes=lambda parameters, size: 2.0 * float(parameters["steps"]) + 1.0,
         parameters=(
-            Parameter("steps", 200, "Points on the path, one after the other.", low=1, high=1000, step=1),
+            Parameter(
+                "steps",
+                200,
+                "Points on the path, one after the other; 200 in the authors' code.",
+                low=1,
+                high=1000,
+                step=1,
+            ),
             Parameter(
                 "fraction",
                 0.25,
-                "Share of the features that move at a time.",
+                "Share of the features that move at a time; 0.25 in the authors' code.",
                 low=0.05,
                 high=1.0,
                 step=0.05,

@@ -13,10 +13,28 @@ from salviz.methods.passes import blank_like, blank_logits, shared_logits, strai
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
+STEPS = Parameter(
+    "steps",
+    25,
+    "Points on a path: the paper finds 20 to 300 enough, COSE takes 25, Adebayo et al. take 50.",
+    low=1,
+    high=500,
+    step=1,
+)
+
+RULE = Parameter(
+    "rule",
+    "gauss_legendre",
+    "Quadrature: Gauss-Legendre comes closest to the integral with few points; the paper weighs all points alike, and "
+    "so does `released`, the code of PAIR and COSE, which takes both ends.",
+    choices=("gauss_legendre", "trapezoid", "released"),
+)
+
 BASELINE = Parameter(
     "baseline",
     "mean",
-    "The blank image: mean colour of the training set, or black.",
+    "The blank image: the training set's mean colour, zero for the model as in COSE's code; or black, as the paper of "
+    "integrated gradients takes it for pictures.",
     choices=("mean", "black"),
 )
 
@@ -36,13 +54,8 @@ BASELINE = Parameter(
         signed=True,
         passes=lambda parameters, size: 2.0 * float(parameters["steps"]) + 1.0,
         parameters=(
-            Parameter("steps", 25, "Points on the path.", low=1, high=500, step=1),
-            Parameter(
-                "rule",
-                "gauss_legendre",
-                "Quadrature; `released` is COSE's code: equal weights with both ends.",
-                choices=("gauss_legendre", "trapezoid", "released"),
-            ),
+            STEPS,
+            RULE,
             BASELINE,
         ),
         failures="Depends on the baseline: pixels of the baseline's colour get nothing.",

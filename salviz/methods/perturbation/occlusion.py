@@ -43,12 +43,14 @@ def _occlusion_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> f
         signed=True,
         passes=_occlusion_passes,
         parameters=(
-            Parameter("window", 32, "Side of the square, in pixels.", low=1, high=512, step=1),
-            Parameter("stride", 16, "Distance between squares, in pixels.", low=1, high=512, step=1),
+            Parameter("window", 32, "Side of the square, in pixels; the paper gives none.", low=1, high=512, step=1),
+            Parameter(
+                "stride", 16, "Distance between squares, in pixels; the paper gives none.", low=1, high=512, step=1
+            ),
             Parameter(
                 "fill",
                 "mean",
-                "Colour of the square: mean of the training set, or black.",
+                "Colour of the square: mean of the training set, close to the paper's grey, or black.",
                 choices=("mean", "black"),
             ),
         ),

@@ -87,7 +87,14 @@ def draw_shapley(found: Superpixels, samples: int, generators: Sequence[torch.Ge
         # The whole image is the first sample, and its score is known.
         passes=lambda parameters, size: float(parameters["samples"]) - 1.0,
         parameters=(
-            Parameter("samples", 1000, "Images scored, the untouched one included.", low=2, high=20000, step=1),
+            Parameter(
+                "samples",
+                1000,
+                "Images scored, the untouched one included; 1000 in the authors' code and in COSE.",
+                low=2,
+                high=20000,
+                step=1,
+            ),
             segmentation("quickshift"),
             SEGMENTS,
             PIXELS,
@@ -174,7 +181,8 @@ def lime(
             Parameter(
                 "samples",
                 1000,
-                "Coalitions scored, in pairs of one and its complement, besides all and none.",
+                "Coalitions scored, in pairs of one and its complement, besides all and none. The paper names none; "
+                "1000 of 50 superpixels as in its authors' example on ImageNet.",
                 low=2,
                 high=20000,
                 step=2,
