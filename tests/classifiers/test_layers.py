@@ -28,7 +28,7 @@ TABLE = [
     ("torchvision:convnext_tiny", (96, 64), {}, ("features", "nchw", (3, 2), 0)),
     ("timm:densenet121", (64, 96), {}, ("features", "nchw", (2, 3), 0)),
     ("torchvision:densenet121", (64, 96), {}, ("features", "nchw", (2, 3), 0)),
-    ("timm:vgg11", (96, 64), {}, ("features", "nchw", (3, 2), 0)),
+    ("timm:vgg11", (96, 64), {"mlp_ratio": 1 / 64}, ("features", "nchw", (3, 2), 0)),
     # Its pool makes 7 x 7 of anything; the map is what the convolutions gave.
     ("torchvision:vgg11", (96, 64), {}, ("features", "nchw", (3, 2), 0)),
     ("timm:vit_tiny_patch16_224", (96, 64), {"img_size": (96, 64), **SMALL_VIT}, (VIT, "tokens", (6, 4), 1)),
@@ -73,7 +73,7 @@ TABLE = [
     ("torchvision:swin_t", (64, 96), {}, ("features.7.1.norm1", "nhwc", (2, 3), 0)),
     ("torchvision:swin_v2_t", (64, 96), {}, ("features.7.0", "nhwc", (2, 3), 0)),
     # Attention between convolutions counts as a convolutional net.
-    ("timm:coatnet_pico_rw_224", (224, 224), {}, ("norm", "nchw", (7, 7), 0)),
+    ("timm:coatnet_pico_rw_224", (64, 96), {"img_size": (64, 96)}, ("norm", "nchw", (2, 3), 0)),
 ]  # fmt: skip
 HEAVY = {name for name, _, _, expected in TABLE if expected[1] == "nchw"}
 IDS = [f"{name}-{size[0]}x{size[1]}-{expected[3]}" for name, size, _, expected in TABLE]
@@ -101,6 +101,11 @@ def build(index: int, device: str = "cpu"):
             from torchvision.models import get_model
 
             module = get_model(name, weights=None, num_classes=5)
+            if name == "vgg11":
+                # Its three layers at the end, without the hundred million weights.
+                wide = module.classifier[0].in_features
+                module.classifier[0], module.classifier[3] = nn.Linear(wide, 64), nn.Linear(64, 64)
+                module.classifier[6] = nn.Linear(64, 5)
         else:
             import timm
 
