@@ -12,12 +12,12 @@ from torch import Tensor
 
 from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
-from salviz.errors import MethodError, Refusal, RequestError
+from salviz.errors import ClassifierError, MethodError, Refusal, RequestError
 from salviz.methods.card import Attribution, Method
 from salviz.methods.passes import GRADIENT, HEAD, shared_logits
 from salviz.seeds import generators
 from salviz.targets import ClassTarget, PredictedTarget, Target
-from salviz.work import Progress, Work, even, fitting, silent
+from salviz.work import Progress, Work, even, fitting, is_out_of_memory, silent
 
 Settings = Mapping[str, Any]
 
@@ -157,7 +157,9 @@ def explain_set(
             for step in plan:
                 try:
                     part = _explain_part(classifier, x[rows], target.part(rows), step, digests[rows], seed, work)
-                except torch.OutOfMemoryError as error:
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
                     if work.batch_size == 1:
                         raise MethodError(
                             f"{step.method.card.title} does not fit into memory even for a single image. Choose a "
@@ -311,6 +313,35 @@ def _join(parts: Sequence[Explained]) -> Explained:
 
 
 def predict(classifier: Classifier, x: Tensor, *, batch_size: int | None = None) -> Tensor:
-    """Float32 logits `(N, K)` of `(N, 3, H, W)` images, in chunks, under the classifier's lock."""
+    """Float32 logits `(N, K)` of `(N, 3, H, W)` images, in chunks, under the classifier's lock.
+
+    On an out-of-memory error the chunk is halved and tried again.
+
+    Args:
+        classifier: What predicts.
+        x: `(N, 3, H, W)` float32 in model space, on the classifier's device.
+        batch_size: Images in one model pass at the most; None for what suits the device.
+
+    Raises:
+        ClassifierError: Not even a single image fits into memory.
+    """
+    most = batch_size or fitting(x.device)
+    found: list[Tensor] = []
+    start = 0
     with classifier.lock:
-        return torch.cat([classifier.predict(part) for part in torch.split(x, batch_size or fitting(x.device))])
+        while start < len(x):
+            part = x[start : start + most]
+            try:
+                found.append(classifier.predict(part))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    raise ClassifierError(
+                        f"{classifier.title} does not fit into memory even for a single image. Choose a smaller "
+                        "classifier."
+                    ) from error
+                most = max(1, len(part) // 2)
+            else:
+                start += len(part)
+    return torch.cat(found)

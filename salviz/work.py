@@ -48,6 +48,32 @@ def even(count: int, most: int) -> int:
     return math.ceil(count / math.ceil(count / most))
 
 
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",
+)
+"""What PyTorch says, in small letters, where it has no exception of its own for it: for CPUs on Linux and Windows, for
+Apple's GPUs, and in the names of C++ and CUDA's libraries."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, so that fewer images at once may do.
+
+    PyTorch has an exception for it on CUDA; on a CPU it raises a `RuntimeError` with the allocator's words, and NumPy a
+    `MemoryError`.
+
+    Args:
+        error: What was raised.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
 def silent(done: int, total: int) -> None:
     """Progress nobody listens to."""
 

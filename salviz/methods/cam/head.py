@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import TargetLayer
+from salviz.work import is_out_of_memory
 
 _TOLERANCE = 1e-3
 """Largest difference of logits that still counts as the same, as a share of their range."""
@@ -134,7 +135,10 @@ class Head:
             versions = self.activation[:1].repeat(2, *(1,) * (self.activation.ndim - 1))
             try:
                 found = self._run(0, versions, _Recipe(outer, is_wide, outer), handed)
-            except RuntimeError:
+            except RuntimeError as error:
+                # It says nothing of the net, for which the recipe is kept.
+                if is_out_of_memory(error):
+                    raise
                 continue
             if self._is_own(found):
                 return _Recipe(outer, is_wide, frozenset(name for name in outer if handed[name]._version > 0))
