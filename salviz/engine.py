@@ -16,7 +16,7 @@ from salviz.errors import ClassifierError, MethodError, Refusal, RequestError
 from salviz.methods.card import Attribution, Method
 from salviz.methods.passes import GRADIENT, HEAD, shared_logits
 from salviz.seeds import generators
-from salviz.targets import ClassTarget, PredictedTarget, Target
+from salviz.targets import ClassTarget, PredictedTarget, Target, class_indices
 from salviz.work import Progress, Work, even, fitting, is_out_of_memory, silent
 
 Settings = Mapping[str, Any]
@@ -249,7 +249,7 @@ def _check(classifier: Classifier, x: Tensor, target: Target, digests: Sequence[
         raise RequestError(f"A model pass needs at least one image; the batch size cannot be {batch_size}.")
     if isinstance(target, ClassTarget):
         for classes in (target.classes, target.against):
-            if classes is not None and len(classes) != len(x):
+            if classes is not None and len(class_indices(classes)) != len(x):
                 raise RequestError(f"There are {len(x)} images but {len(classes)} target classes.")
         if target.classes.is_meta:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import SupportsIndex
 
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from salviz.engine import Explained, Settings
 from salviz.errors import RequestError
 from salviz.images import Picture, open_path
 from salviz.seeds import tensor_digest
-from salviz.targets import ClassTarget, PredictedTarget, Target, TopTarget
+from salviz.targets import Target, TopTarget, target_of
 from salviz.work import Progress, silent
 
 Images = Tensor | Picture | Image.Image | str | Path | Sequence[Picture | Image.Image | str | Path]
@@ -27,7 +28,7 @@ def explain(
     images: Images,
     *,
     methods: Sequence[str] | Mapping[str, Settings | None] = ("grad_cam",),
-    target: int | Sequence[int] | Target | TopTarget | None = None,
+    target: SupportsIndex | Sequence[SupportsIndex] | Tensor | Target | TopTarget | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     progress: Progress = silent,
@@ -38,8 +39,9 @@ def explain(
         classifier: What is explained.
         images: Photographs (files, Pillow images, `Picture`s), one or many; or `(N, 3, H, W)` float32 in model space.
         methods: Ids, or settings that differ from the defaults by id.
-        target: A class for all images, one an image, a target object, or None for each image's predicted class. With
-            `TopTarget(k)` every image has k rows, one a class, image by image.
+        target: A class for all images, one an image (whole numbers of Python, NumPy or PyTorch), a target object, or
+            None for each image's predicted class. With `TopTarget(k)` every image has k rows, one a class, image by
+            image.
         seed: Seeds everything random, together with each image's content.
         batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
@@ -57,10 +59,8 @@ def explain(
         target = target.expand(logits)
         x = x.repeat_interleave(count, dim=0)
         digests = [digest for digest in digests for _ in range(count)]
-    elif isinstance(target, int):
-        target = PredictedTarget(chosen=target)
-    elif target is not None and not isinstance(target, ClassTarget | PredictedTarget):
-        target = ClassTarget(torch.as_tensor(target, dtype=torch.long, device=x.device))
+    elif target is not None:
+        target = target_of(target)
     return engine.explain_set(
         classifier,
         x,

@@ -16,7 +16,7 @@ from salviz.changes import known_changes
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import RequestError
 from salviz.images import Picture
-from salviz.targets import RUNNER_UP, Output, PredictedTarget
+from salviz.targets import RUNNER_UP, Output, PredictedTarget, class_index
 from salviz.transforms import Variant, default_variants
 
 
@@ -144,6 +144,9 @@ def request_for(
         MethodError: Unknown method or setting, or the method cannot explain this classifier.
         RequestError: A class, change or option that does not exist.
     """
+    target = None if target is None else class_index(target)
+    label = None if label is None else class_index(label)
+    against = against if against is None or isinstance(against, str) else class_index(against)
     chosen = methods.get(method)
     settings = chosen.card.check_parameters(parameters)
     for name, index in (("target", target), ("rival", against), ("label", label)):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +16,51 @@ from salviz.errors import RequestError
 Output = Literal["logit", "probability"]
 RUNNER_UP: Literal["runner_up"] = "runner_up"
 """The second most probable class, as the rival in a contrast."""
+
+
+def whole(value: object) -> int | None:
+    """A whole number as Python's, whoever's it was: NumPy's, a tensor's without dimensions. None where it is none.
+
+    Truth values are no numbers here, nor are floats without a fraction: who gives one has mistaken something.
+    """
+    is_truth = isinstance(value, bool) or str(getattr(value, "dtype", "")).removeprefix("torch.") == "bool"
+    if is_truth or getattr(value, "ndim", None):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def class_index(value: object) -> int:
+    """The index of a class, as `whole` reads it.
+
+    Raises:
+        RequestError: It is no whole number.
+    """
+    found = whole(value)
+    if found is None:
+        said = repr(value) if not getattr(value, "ndim", None) else f"numbers of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+        raise RequestError(f"A class is given by its index, a whole number, not {said}.")
+    return found
+
+
+def class_indices(values: Tensor | Iterable[object]) -> Tensor:
+    """`(N,)` int64 indices of classes, on the tensor's device, or else on the CPU.
+
+    Args:
+        values: A tensor, array or list of one dimension.
+
+    Raises:
+        RequestError: More dimensions, or something that is no whole number.
+    """
+    if isinstance(values, Tensor | np.ndarray) and values.ndim != 1:
+        raise RequestError(f"Target classes come in one dimension, one an image, not as {tuple(values.shape)}.")
+    if isinstance(values, Tensor):
+        if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+            raise RequestError(f"Target classes are whole numbers, not {str(values.dtype).removeprefix('torch.')}.")
+        return values.long()
+    return torch.tensor([class_index(value) for value in values], dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -29,6 +77,11 @@ class ClassTarget:
     classes: Tensor
     output: Output = "logit"
     against: Tensor | None = None
+
+    def to(self, device: torch.device) -> ClassTarget:
+        """The same target with its classes on a device."""
+        against = None if self.against is None else self.against.to(device)
+        return ClassTarget(self.classes.to(device), self.output, against)
 
     def score(self, logits: Tensor) -> Tensor:
         """The explained scalar of every row: `(N, K)` logits -> `(N,)`."""
@@ -88,6 +141,12 @@ class PredictedTarget:
     against: int | Literal["runner_up"] | None = None
     chosen: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.chosen is not None:
+            object.__setattr__(self, "chosen", class_index(self.chosen))
+        if self.against is not None and self.against != RUNNER_UP:
+            object.__setattr__(self, "against", class_index(self.against))
+
     def resolve(self, logits: Tensor) -> ClassTarget:
         """The classes of `(N, K)` logits."""
         top = logits.detach().topk(2, dim=1).indices
@@ -108,6 +167,10 @@ class PredictedTarget:
         """
         named = [index for index in (self.chosen, self.against) if isinstance(index, int)]
         ClassTarget(torch.tensor(named, dtype=torch.long)).check(classes)
+
+    def to(self, device: torch.device) -> PredictedTarget:
+        """The target itself: it has no tensors."""
+        return self
 
     def part(self, rows: slice | Tensor) -> PredictedTarget:
         """The target of some rows of the batch."""
@@ -132,11 +195,28 @@ class TopTarget:
         Raises:
             RequestError: Not a positive number, or more than there are classes.
         """
-        if not 1 <= self.count <= logits.shape[1]:
+        count = whole(self.count)
+        if count is None or not 1 <= count <= logits.shape[1]:
             raise RequestError(
                 f"The most probable {self.count} classes cannot be explained; there are {logits.shape[1]}."
             )
-        return ClassTarget(logits.detach().topk(self.count, dim=1).indices.flatten(), self.output)
+        return ClassTarget(logits.detach().topk(count, dim=1).indices.flatten(), self.output)
 
 
 Target = ClassTarget | PredictedTarget
+
+
+def target_of(given: object) -> Target:
+    """The target that is meant by a class's index, for all images, or by a list of indices, one an image.
+
+    Args:
+        given: Whole numbers in any form; a target is returned as it is.
+
+    Raises:
+        RequestError: It is nothing of the kind.
+    """
+    if isinstance(given, ClassTarget | PredictedTarget):
+        return given
+    if isinstance(given, Iterable) and not isinstance(given, str) and getattr(given, "ndim", None) != 0:
+        return ClassTarget(class_indices(given))
+    return PredictedTarget(chosen=class_index(given))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,7 +11,7 @@ import salviz
 from salviz import engine
 from salviz.errors import RequestError
 from salviz.images import Picture, open_path
-from salviz.targets import ClassTarget, TopTarget
+from salviz.targets import ClassTarget, PredictedTarget, TopTarget
 from tests.golden import cose_inputs
 from tests.models import images, timm_model, toy
 
@@ -49,8 +50,46 @@ def test_targets_in_every_form() -> None:
     by_object = engine.explain(
         toy(), x, method="gradient", target=ClassTarget(torch.tensor([4, 4])), digests=["a", "b"]
     ).maps
-    for target in (4, [4, 4], ClassTarget(torch.tensor([4, 4]))):
+    four = np.zeros(10)
+    four[4] = 1.0
+    for target in (
+        4, np.argmax(four), np.int8(4), np.array(4), torch.tensor(4), PredictedTarget(chosen=np.uint8(4)),
+        [4, 4], (np.int64(4), torch.tensor(4)), np.array([4, 4]), np.array([4, 4], dtype=np.uint8),
+        torch.tensor([4, 4]), torch.tensor([4, 4], dtype=torch.int32), ClassTarget(torch.tensor([4, 4])),
+    ):  # fmt: skip
         assert torch.equal(salviz.explain(toy(), x, methods=["gradient"], target=target)["gradient"].maps, by_object)
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        (2.0, r"a whole number, not 2\.0\."),
+        (np.float32(2), "a whole number, not"),
+        (torch.tensor(2.0), "a whole number, not"),
+        (True, "a whole number, not True"),
+        (np.bool_(True), "a whole number, not"),
+        (torch.tensor(True), "a whole number, not"),
+        ("tabby", "a whole number, not 'tabby'"),
+        ([2.0, 3.0], "a whole number, not 2.0"),
+        ([2, True], "a whole number, not True"),
+        (np.array([2.0, 3.0]), "a whole number, not"),
+        (torch.tensor([2.0, 3.0]), "whole numbers, not float32"),
+        (torch.tensor([True, False]), "whole numbers, not bool"),
+        ([[2], [3]], r"a whole number, not \[2\]"),
+        ([torch.zeros(1000), 3], r"a whole number, not numbers of shape \(1000,\)"),
+        (np.array([[2, 3]]), r"one an image, not as \(1, 2\)"),
+        (torch.tensor([[2], [3]]), r"one an image, not as \(2, 1\)"),
+        (ClassTarget(torch.tensor(2)), r"one an image, not as \(\)"),
+        (ClassTarget(torch.tensor([2.0, 3.0])), "whole numbers, not float32"),
+        ([2], "2 images but 1 target classes"),
+        (np.int64(10), "no class 10"),
+        (TopTarget(2.5), "most probable 2.5 classes cannot"),
+    ],
+)
+def test_what_is_no_class_gets_one_sentence(target: object, sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence) as caught:
+        salviz.explain(toy(), images(2, 32), methods=["gradient"], target=target)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_most_probable_classes_one_by_one() -> None:

@@ -3,12 +3,17 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from salviz import methods
-from salviz.request import Request
+from salviz.errors import RequestError
+from salviz.images import Picture
+from salviz.request import Request, request_for
+from tests.models import toy
 
 SMOOTHGRAD = methods.get("smoothgrad").card
 
@@ -97,3 +102,16 @@ def test_a_request_survives_json() -> None:
 def test_a_request_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         FIXED.seed = 4  # type: ignore[misc]
+
+
+def test_classes_of_a_request_may_be_numpys() -> None:
+    picture = Picture.from_rgb(Image.new("RGB", (32, 32)))
+    plain = request_for(picture, toy(), target=3, against=4, label=5)
+    assert (
+        request_for(picture, toy(), target=np.int64(3), against=np.uint8(4), label=np.array(5)).digest == plain.digest
+    )
+    for wrong in ({"target": np.int64(10)}, {"against": np.int64(10)}, {"label": np.int64(10)}):
+        with pytest.raises(RequestError, match="10 is no class"):
+            request_for(picture, toy(), **wrong)
+    with pytest.raises(RequestError, match="whole number"):
+        request_for(picture, toy(), target=1.0)
