@@ -136,6 +136,8 @@ def explain_set(
     plan = _plan(methods, (int(x.shape[2]), int(x.shape[3])) if x.ndim == 4 else (0, 0))
     target = target or PredictedTarget()
     _check(classifier, x, target, digests, batch_size)
+    # Methods pick from it by what they compute where the images are.
+    target = target.to(x.device)
     # Inference tensors cannot enter autograd, so inference mode is left and such an input copied.
     with classifier.lock, torch.inference_mode(mode=False):
         for step in plan:

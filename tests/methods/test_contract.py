@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -191,6 +192,37 @@ def test_tensors_are_created_where_the_input_is(method: str) -> None:
     )  # fmt: skip
     assert found.maps.is_meta
     assert found.logits.is_meta
+
+
+@pytest.mark.parametrize(
+    "method", ["gradient", "smoothgrad", "expected_gradients", "score_cam", "superpixel_ablation", "lime"]
+)
+def test_a_target_made_on_the_host_goes_where_the_images_are(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is on a GPU cannot pick from what is on the host; a meta tensor could, so the targets are looked at."""
+    seen: list[str] = []
+
+    def looking(name: str) -> Callable[..., object]:
+        plain = getattr(ClassTarget, name)
+
+        def call(target: ClassTarget, *arguments: object) -> object:
+            seen.extend(classes.device.type for classes in (target.classes, target.against) if classes is not None)
+            return plain(target, *arguments)
+
+        return call
+
+    module = timm_model(net_for(method)).module
+    classifier = classifier_of(copy.deepcopy(module).to("meta"), size=160, classes=1000)
+    for name in ("score", "repeat"):
+        monkeypatch.setattr(ClassTarget, name, looking(name))
+    found = engine.explain(
+        classifier, torch.zeros(2, 3, 160, 160, device="meta"), method=method, parameters=quick(method),
+        digests=["a", "b"], target=ClassTarget(torch.tensor([1, 3]), against=torch.tensor([2, 0])),
+    )  # fmt: skip
+    assert set(seen) == {"meta"}
+    assert found.maps.is_meta
+    assert found.classes.is_meta
+    assert found.rivals is not None
+    assert found.rivals.is_meta
 
 
 def test_out_of_memory_halves_the_batch_and_changes_nothing() -> None:
