@@ -242,13 +242,26 @@ def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> floa
     return _total(_plan(chosen, size))
 
 
-def _check(classifier: Classifier, x: Tensor, target: Target, digests: Sequence[str], batch_size: int | None) -> None:
+def check_images(x: Tensor) -> None:
+    """Refuse what is no batch of images.
+
+    Raises:
+        RequestError: Not `(N, 3, H, W)` with N at least 1.
+    """
     if x.ndim != 4 or x.shape[1] != 3 or len(x) == 0:
         raise RequestError(f"Images must come as (N, 3, H, W) with N at least 1, not {tuple(x.shape)}.")
-    if len(digests) != len(x):
-        raise RequestError(f"There are {len(x)} images but {len(digests)} digests; give one for every image.")
+
+
+def _check_batch(x: Tensor, batch_size: int | None) -> None:
+    check_images(x)
     if batch_size is not None and batch_size < 1:
         raise RequestError(f"A model pass needs at least one image; the batch size cannot be {batch_size}.")
+
+
+def _check(classifier: Classifier, x: Tensor, target: Target, digests: Sequence[str], batch_size: int | None) -> None:
+    _check_batch(x, batch_size)
+    if len(digests) != len(x):
+        raise RequestError(f"There are {len(x)} images but {len(digests)} digests; give one for every image.")
     if isinstance(target, ClassTarget):
         for classes in (target.classes, target.against):
             if classes is not None and len(class_indices(classes)) != len(x):
@@ -326,7 +339,9 @@ def predict(classifier: Classifier, x: Tensor, *, batch_size: int | None = None)
 
     Raises:
         ClassifierError: Not even a single image fits into memory.
+        RequestError: Inputs that are no images.
     """
+    _check_batch(x, batch_size)
     most = batch_size or fitting(x.device)
     found: list[Tensor] = []
     start = 0

@@ -76,6 +76,7 @@ def explain(
 def _batch(classifier: Classifier, images: Images) -> tuple[Tensor, list[str]]:
     """Images in model space on the classifier's device, and their content digests."""
     if isinstance(images, Tensor):
+        engine.check_images(images)
         x = images.to(classifier.device)
         # Where the content cannot be read (on the meta device), the place in the batch has to do.
         digests = [str(i) for i in range(len(x))] if x.is_meta else [tensor_digest(image) for image in x]

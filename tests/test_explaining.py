@@ -110,7 +110,13 @@ def test_the_most_probable_classes_one_by_one() -> None:
         (Picture.from_rgb(Image.fromarray(PIXELS[0])), {"methods": []}, "No method was chosen"),
         (Picture.from_rgb(Image.fromarray(PIXELS[0])), {"target": 10}, "no class 10"),
         (Picture.from_rgb(Image.fromarray(PIXELS[0])), {"target": TopTarget(11)}, "there are 10"),
-        (torch.zeros(3, 32, 32), {}, "N, 3, H, W"),
+        *[
+            (torch.zeros(shape), {"target": target}, "N, 3, H, W")
+            for shape in ((3, 32, 32), (), (0, 3, 32, 32), (1, 1, 32, 32))
+            for target in (None, TopTarget(2))
+        ],
+        (torch.zeros(1, 3, 32, 32), {"target": TopTarget(2), "batch_size": 0}, "the batch size cannot be 0"),
+        (torch.zeros(1, 3, 32, 32), {"target": TopTarget(2), "batch_size": -1}, "the batch size cannot be -1"),
     ],
 )
 def test_what_cannot_be_done_gets_one_sentence(given: object, options: dict, sentence: str) -> None:
