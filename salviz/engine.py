@@ -13,11 +13,12 @@ from torch import Tensor
 from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import ClassifierError, MethodError, Refusal, RequestError
+from salviz.footprint import images_in_pass
 from salviz.methods.card import Attribution, Method
 from salviz.methods.passes import GRADIENT, HEAD, shared_logits
 from salviz.seeds import generators
 from salviz.targets import ClassTarget, PredictedTarget, Target, class_indices
-from salviz.work import Progress, Work, even, fitting, is_out_of_memory, silent
+from salviz.work import Progress, Work, even, is_out_of_memory, silent
 
 Settings = Mapping[str, Any]
 
@@ -81,7 +82,7 @@ def explain(
         parameters: Settings that differ from the card's defaults.
         digests: Content digest of every image: it seeds the image's random numbers.
         seed: The person's seed.
-        batch_size: Images in one model pass at the most; None for what suits the device.
+        batch_size: Images in one model pass at the most; None for what suits device and memory.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
 
     Raises:
@@ -122,7 +123,7 @@ def explain_set(
         target: What is explained; the predicted class by default.
         digests: Content digest of every image: it seeds the image's random numbers.
         seed: The person's seed.
-        batch_size: Images in one model pass at the most; None for what suits the device.
+        batch_size: Images in one model pass at the most; None for what suits device and memory.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
         publish: Called with a method's id and result once it is complete.
 
@@ -146,8 +147,8 @@ def explain_set(
                 raise Refusal(refusal)
         x = x.clone() if x.is_inference() else x.detach()
         work = Work(
-            total=round(_total(plan) * len(x)), batch_size=batch_size or fitting(x.device), progress=progress,
-            wanted=frozenset(step.shared for step in plan),
+            total=round(_total(plan) * len(x)), batch_size=batch_size or _images_in_pass(classifier, x),
+            progress=progress, wanted=frozenset(step.shared for step in plan),
         )  # fmt: skip
         parts: dict[str, list[Explained]] = {step.name: [] for step in plan}
         found: dict[str, Explained] = {}
@@ -240,6 +241,10 @@ def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> floa
         size: `(height, width)` of the input.
     """
     return _total(_plan(chosen, size))
+
+
+def _images_in_pass(classifier: Classifier, x: Tensor) -> int:
+    return images_in_pass(classifier, (int(x.shape[2]), int(x.shape[3])))
 
 
 def check_images(x: Tensor) -> None:
@@ -335,14 +340,14 @@ def predict(classifier: Classifier, x: Tensor, *, batch_size: int | None = None)
     Args:
         classifier: What predicts.
         x: `(N, 3, H, W)` float32 in model space, on the classifier's device.
-        batch_size: Images in one model pass at the most; None for what suits the device.
+        batch_size: Images in one model pass at the most; None for what suits device and memory.
 
     Raises:
         ClassifierError: Not even a single image fits into memory.
         RequestError: Inputs that are no images.
     """
     _check_batch(x, batch_size)
-    most = batch_size or fitting(x.device)
+    most = batch_size or _images_in_pass(classifier, x)
     found: list[Tensor] = []
     start = 0
     with classifier.lock:

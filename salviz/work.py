@@ -25,7 +25,7 @@ _PLENTY = 12 * 2**30
 
 
 def fitting(device: torch.device) -> int:
-    """Images in one model pass where nobody says how many.
+    """Images in one model pass where nobody says how many and memory has room for them (see `footprint`).
 
     On a CPU the activations of more than eight images mostly wait for the system to clear memory for them. Where the
     process keeps what it has freed nothing waits, and what begins and ends every layer is shared by more images: as

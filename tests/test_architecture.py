@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"images"}),
     frozenset({"colormaps", "datasets", "metrics", "jobs", "pieces", "seeds", "work"}),
     frozenset({"classifiers"}),
-    frozenset({"changes", "overlay", "targets", "training", "transforms"}),
+    frozenset({"changes", "footprint", "overlay", "targets", "training", "transforms"}),
     frozenset({"methods", "similarity"}),
     frozenset({"maps", "engine", "request"}),
     frozenset({"explaining", "exploration", "sanity", "support"}),
