@@ -14,6 +14,7 @@ from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import ClassifierError, MethodError, Refusal, RequestError
 from salviz.footprint import images_in_pass
+from salviz.maps import resize, signed
 from salviz.methods.card import Attribution, Method
 from salviz.methods.passes import GRADIENT, HEAD, shared_logits
 from salviz.seeds import generators
@@ -37,6 +38,7 @@ class Explained:
         samples: `(N,)` samples behind it, or None.
         passes: Image passes the card counts for the batch, as if the method were alone.
         seconds: Wall time, without what another method of the set had found before.
+        size: `(height, width)` of the input.
     """
 
     maps: Tensor
@@ -48,6 +50,14 @@ class Explained:
     samples: Tensor | None
     passes: float
     seconds: float
+    size: tuple[int, int]
+
+    def at_input(self) -> Tensor:
+        """`(N, H, W)` signed maps at the input's resolution: channels added up, then interpolated (`maps.resize`).
+
+        No values are scaled or clipped.
+        """
+        return resize(signed(self.maps), self.size)
 
     @property
     def is_flat(self) -> Tensor:
@@ -311,6 +321,7 @@ def _explain_part(
         found.samples,
         (step.passes if found.passes is None else found.passes) * len(x),
         seconds,
+        (int(x.shape[2]), int(x.shape[3])),
     )
 
 
@@ -329,6 +340,7 @@ def _join(parts: Sequence[Explained]) -> Explained:
         joined("samples"),
         passes=sum(part.passes for part in parts),
         seconds=sum(part.seconds for part in parts),
+        size=parts[0].size,
     )
 
 

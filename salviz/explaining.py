@@ -47,7 +47,8 @@ def explain(
         progress: Called with (done, total) image passes; may raise `Cancelled`.
 
     Returns:
-        Results by method id, in the order asked for; raw maps, in the order of the images.
+        Results by method id, in the order asked for; raw maps, in the order of the images. `maps` are at the method's
+        own resolution, `at_input()` at the input's.
 
     Raises:
         SalvizError: One plain sentence.

@@ -139,6 +139,10 @@ class Exploration:
             return found[0], validity.pixels[0]
         return found[0], torch.ones(found.shape[1:], dtype=torch.bool)
 
+    def signed_maps(self) -> Tensor:
+        """`(R, H, W)` float32: every row's map with its sign at input resolution, unscaled, each in its own frame."""
+        return maps.resize(maps.signed(self.raw), (int(self.frames.shape[2]), int(self.frames.shape[3])))
+
     def native_map(self, *, is_signed: bool) -> Tensor:
         """The clean image's map at the method's own resolution: `(h, w)` float32."""
         card = methods.get(self.request.method).card

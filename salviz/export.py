@@ -176,13 +176,15 @@ def archive(exploration: Exploration, classifier: Classifier, picture: Picture) 
         picture: The photograph.
 
     Returns:
-        A file with `raw` (`(R, h, w)` or `(R, C, h, w)` float32), `frames` (`(1 + V, 3, H, W)` uint8),
+        A file with `raw` (`(R, h, w)` or `(R, C, h, w)` float32), `signed` (`(R, H, W)` float32: `raw` with its
+        channels added up, at the input's resolution), `frames` (`(1 + V, 3, H, W)` uint8),
         `ssim` and `spearman` (`(R,)` float32, NaN where undefined), `logits` (`(R, K)` float32), `classes`
         (`(R,)` int64), `map_on_photograph` (`(height, width)` float32, NaN where the model saw nothing) and
         `manifest` (JSON text).
     """
     arrays: dict[str, NDArray[Any]] = {
         "raw": exploration.raw.numpy(),
+        "signed": exploration.signed_maps().numpy(),
         "frames": exploration.frames.numpy(),
         "ssim": exploration.ssim.numpy(),
         "spearman": exploration.spearman.numpy(),

@@ -92,6 +92,18 @@ def test_what_is_no_class_gets_one_sentence(target: object, sentence: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_maps_at_the_inputs_resolution_keep_their_signs() -> None:
+    x = images(2, (48, 32))
+    found = salviz.explain(toy(), x, methods=["gradient", "grad_cam"])
+    expected = found["gradient"].maps.double().numpy().sum(axis=1)
+    np.testing.assert_allclose(found["gradient"].at_input().numpy(), expected, rtol=1e-5, atol=1e-6)
+    native, laid = found["grad_cam"].maps, found["grad_cam"].at_input()
+    assert tuple(native.shape) == (2, 24, 16)
+    for own, large in zip(native, laid, strict=True):
+        bilinear = Image.fromarray(own.numpy()).resize((32, 48), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(large.numpy(), np.asarray(bilinear), rtol=1e-4, atol=1e-5)
+
+
 def test_the_most_probable_classes_one_by_one() -> None:
     classifier, x = timm_model("test_vit"), images(2, 160)
     found = salviz.explain(classifier, x, methods=["grad_cam"], target=TopTarget(3))["grad_cam"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import salviz
 from salviz import __version__, export, render
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.labels import Labels
@@ -141,6 +142,11 @@ def test_the_archive_opens_without_pickle(found: Exploration, classifier: Classi
             assert arrays[name].dtype == getattr(found, name).numpy().dtype
         laid = arrays["map_on_photograph"]
         assert json.loads(str(arrays["manifest"])) == export.manifest(found, classifier, picture)
+        signed = arrays["signed"]
+    # Pixels are attributed three channels; the sums are at the input's resolution already.
+    assert signed.dtype == np.float32
+    assert (signed < 0).any()
+    np.testing.assert_allclose(signed, found.raw.numpy().sum(axis=1), rtol=1e-6, atol=1e-7)
     assert laid.shape == (40, 80)
     assert laid.dtype == np.float32
     assert np.isnan(laid[:, :20]).all()
@@ -148,6 +154,43 @@ def test_the_archive_opens_without_pickle(found: Exploration, classifier: Classi
     assert np.isfinite(laid[:, 20:60]).all()
     expected = found.placement.lay(found.display_map(0, is_signed=False)[0][None])[0].numpy()
     np.testing.assert_array_equal(laid, expected)
+
+
+def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The definition, a pixel at a time: linear between the cells' centres, the border's values beyond them."""
+    height, width = values.shape
+
+    def between(place: int, count: int, cells: int) -> tuple[int, int, float]:
+        where = min(max((place + 0.5) * cells / count - 0.5, 0.0), cells - 1.0)
+        return int(where), min(int(where) + 1, cells - 1), where - int(where)
+
+    found = np.zeros(size)
+    for i in range(size[0]):
+        top, bottom, down = between(i, size[0], height)
+        for j in range(size[1]):
+            left, right, across = between(j, size[1], width)
+            upper = (1 - across) * values[top, left] + across * values[top, right]
+            lower = (1 - across) * values[bottom, left] + across * values[bottom, right]
+            found[i, j] = (1 - down) * upper + down * lower
+    return found
+
+
+def test_signed_maps_are_there_at_native_and_at_input_resolution(classifier: Classifier, picture: Picture) -> None:
+    asked = request_for(picture, classifier, method="grad_cam", variants=[Variant.from_token("flip_lr")])
+    explored = explore(classifier, picture, asked)
+    x = classifier.preprocessing.normalise(explored.frames)
+    explained = salviz.explain(classifier, x, methods=["grad_cam"])["grad_cam"]
+    with np.load(io.BytesIO(export.archive(explored, classifier, picture)), allow_pickle=False) as arrays:
+        raw, signed = arrays["raw"], arrays["signed"]
+    assert raw.shape == (2, 16, 16)
+    assert (raw < 0).any()
+    expected = np.stack([resized(native, (32, 32)) for native in raw.astype(np.float64)])
+    assert signed.shape == explained.at_input().shape == (2, 32, 32)
+    np.testing.assert_allclose(signed, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(explained.at_input().numpy(), expected, rtol=1e-4, atol=1e-5)
+    for row in range(2):
+        shown, _ = explored.display_map(row, is_signed=True, is_aligned=False)
+        np.testing.assert_array_equal(signed[row], shown.numpy())
 
 
 def test_equal_results_give_equal_bytes(found: Exploration, classifier: Classifier, picture: Picture) -> None:
