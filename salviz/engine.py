@@ -13,6 +13,7 @@ from torch import Tensor
 from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import ClassifierError, MethodError, Refusal, RequestError
+from salviz.flatness import is_flat
 from salviz.footprint import images_in_pass
 from salviz.maps import resize, signed
 from salviz.methods.card import Attribution, Method
@@ -62,8 +63,8 @@ class Explained:
     @property
     def is_flat(self) -> Tensor:
         """`(N,)` bool: maps without any contrast, which say nothing."""
-        flat = self.maps.flatten(1)
-        return flat.amax(dim=1) == flat.amin(dim=1)
+        values = self.maps.flatten(1)
+        return is_flat(values.amin(dim=1), values.amax(dim=1))
 
 
 Publish = Callable[[str, Explained], None]

@@ -18,6 +18,7 @@ from PIL import Image
 from salviz.colormaps import colormap as colormap_card
 from salviz.colormaps import lookup
 from salviz.errors import RequestError
+from salviz.flatness import is_flat
 
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.floating[Any]]
@@ -30,9 +31,6 @@ UNSEEN_OPACITY = 0.6
 
 Mere darkening would look like the low end of a colormap that begins with black.
 """
-
-# Below this share of the values' own size a difference is float32 rounding, not evidence.
-_FLAT = 1e-6
 
 
 class DisplayRange(StrEnum):
@@ -375,7 +373,7 @@ def _position(saliency_map: Map, low: float, high: float, *, flat: float) -> NDA
     """Where each value lies between the ends, 0 to 1; `flat` everywhere for ends that coincide. NaN stays."""
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"The ends of a display range are finite, not {low} and {high}.")
-    if abs(high - low) <= _FLAT * max(abs(low), abs(high)):
+    if is_flat(low, high):
         return np.where(np.isnan(saliency_map), np.nan, flat)
     # In float64: the difference of two large close values would lose what is to be seen.
     position = np.asarray(saliency_map, dtype=np.float64) - low

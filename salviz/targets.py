@@ -16,6 +16,8 @@ from salviz.errors import RequestError
 Output = Literal["logit", "probability"]
 RUNNER_UP: Literal["runner_up"] = "runner_up"
 """The second most probable class, as the rival in a contrast."""
+_ROUNDED = 16 * torch.finfo(torch.float32).eps
+"""Of the largest logit, what rounding may take or add."""
 
 
 def whole(value: object) -> int | None:
@@ -90,6 +92,29 @@ class ClassTarget:
         if self.against is None:
             return score
         return score - values.gather(1, self.against.to(logits.device).unsqueeze(1)).squeeze(1)
+
+    def rounding(self, logits: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+        """How far apart rounding can bring the scores of equal pictures: `(N, K)` logits -> `(N,)`.
+
+        Equal pictures at different places of batches of different sizes are added up in another order. Over seven
+        nets, from MobileNetV2 to vision transformers, that moved logits by up to 6e-7 of the largest.
+
+        Args:
+            logits: Of one of them.
+            precision: What the net computed in.
+        """
+        share = _ROUNDED if precision is torch.float32 else 2 * torch.finfo(precision).eps
+        error = share * logits.abs().amax(dim=1)
+        if self.output == "logit":
+            return error if self.against is None else 2 * error
+        values = logits.softmax(dim=1)
+        total = torch.zeros_like(error)
+        for classes in (self.classes, self.against):
+            if classes is not None:
+                p = values.gather(1, classes.to(logits.device).unsqueeze(1)).squeeze(1)
+                # What the softmax makes of the logits' errors, and its own.
+                total += 2 * error * p * (1 - p) + 4 * torch.finfo(p.dtype).eps * p
+        return total
 
     def resolve(self, logits: Tensor) -> ClassTarget:
         """The target itself: its classes are known."""

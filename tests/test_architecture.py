@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"salviz", "errors"}),
     frozenset({"assets", "memory", "plain"}),
     frozenset({"images"}),
-    frozenset({"colormaps", "datasets", "metrics", "jobs", "pieces", "seeds", "work"}),
+    frozenset({"colormaps", "datasets", "flatness", "metrics", "jobs", "pieces", "seeds", "work"}),
     frozenset({"classifiers"}),
     frozenset({"changes", "footprint", "overlay", "targets", "training", "transforms"}),
     frozenset({"methods", "similarity"}),

@@ -21,6 +21,49 @@ def test_a_contrast_is_the_difference_of_two_scores() -> None:
     )
 
 
+@pytest.mark.parametrize("output", ["logit", "probability"])
+@pytest.mark.parametrize("rival", [None, 2])
+def test_rounding_of_logits_moves_a_score_no_further_than_is_said_and_nearly_so_far(output, rival) -> None:
+    """All logits moved by what rounding may take or add, each up or down, in float64."""
+    share = 16 * 2.0**-23
+    generator = torch.Generator().manual_seed(0)
+    for gap in (0.0, 3.0, 12.0):
+        logits = torch.tensor([[6.0, 6.0 - gap, -2.0]])
+        for chosen in (0, 1):
+            against = None if rival is None else torch.tensor([rival])
+            target = ClassTarget(torch.tensor([chosen]), output, against)
+            signs = torch.randint(0, 2, (200, 3), generator=generator).double() * 2 - 1
+            moved = logits.double() + signs * share * 6.0
+            scores = ClassTarget(
+                torch.full((200,), chosen), output, None if rival is None else torch.full((200,), rival)
+            ).score(moved)
+            made = (scores - target.score(logits.double())).abs().max()
+            # Rounding of the softmax itself comes on top: 4 units in the last place.
+            own = 4 * 2.0**-23 * (output == "probability")
+            told = float(target.rounding(logits))
+            assert made <= told * 1.01
+            assert told <= 4 * made + own * logits.softmax(1)[0, [chosen, rival or chosen]].sum() + 1e-12
+
+
+def test_equal_pictures_of_other_batches_score_alike_and_other_pictures_do_not() -> None:
+    classifier = timm_model("test_vit")
+    x = images(1, 160)
+    target = ClassTarget(torch.tensor([7]))
+    found = [classifier.predict(x.expand(count, -1, -1, -1)) for count in (1, 2, 5)]
+    scores = torch.cat([target.repeat(len(logits)).score(logits) for logits in found])
+    allowed = target.rounding(found[0])
+    assert scores.max() - scores.min() <= allowed
+    hidden = x.clone()
+    hidden[..., :8, :8] = 0
+    assert (target.score(classifier.predict(hidden)) - scores[0]).abs() > 10 * allowed
+
+
+def test_halves_round_more() -> None:
+    target = ClassTarget(torch.tensor([0]))
+    told = [float(target.rounding(LOGITS[:1], kind)) for kind in (torch.float32, torch.float16, torch.bfloat16)]
+    assert told == pytest.approx([3 * 16 * 2**-23, 3 * 2 * 2**-10, 3 * 2 * 2**-7])
+
+
 @pytest.mark.parametrize(
     ("target", "classes", "rivals"),
     [

@@ -1,4 +1,4 @@
-"""Means of random samples, an image at a time, with how sure they are and when to stop."""
+"""Samples of an image and of its score: their means, how sure these are, when to stop, and whether they differ."""
 
 from __future__ import annotations
 
@@ -73,6 +73,21 @@ class Estimate:
 
     def _wide(self, values: Tensor) -> Tensor:
         return values.view(-1, *(1,) * (self.mean.ndim - 1))
+
+
+def alike(scores: Tensor, errors: Tensor) -> Tensor:
+    """Images whose copies all have the same score: what was done to them makes no difference, and there is no map.
+
+    What is left to tell the copies apart is rounding, and a map made of that would look like any other.
+
+    Args:
+        scores: `(N, S)` scores of every image's copies, or the lowest and the highest alone.
+        errors: `(N, S)` what rounding may come to in each (`targets.ClassTarget.rounding`), or the largest alone.
+
+    Returns:
+        `(N,)` bool.
+    """
+    return scores.amax(dim=1) - scores.amin(dim=1) <= errors.amax(dim=1)
 
 
 def relative_error(noise: Tensor, maps: Tensor, count: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
+from salviz.flatness import is_flat
 from salviz.overlay import decimals, format_value
 from salviz.ui import state
 
@@ -245,7 +246,7 @@ def flatness(exploration: Any) -> list[str]:
         (False, "no place speaks for it: see “For and against” under Display"),
     ):
         values = exploration.native_map(is_signed=is_signed)
-        if float(values.max()) == float(values.min()):
+        if is_flat(float(values.min()), float(values.max())):
             return [sentence]
     return []
 

@@ -208,6 +208,16 @@ def test_eigen_cam_of_nothing_is_nothing() -> None:
     )
 
 
+def test_centred_eigen_cam_of_an_even_layer_is_zero_and_not_rounding() -> None:
+    values = torch.rand(1, 4, 1, 1, generator=torch.Generator().manual_seed(0)).expand(1, 4, 7, 9)
+    uneven = values.clone()
+    uneven[0, 0, 3, 3] += 0.1
+    found = first_component(torch.cat([values, uneven]), is_centred=True)
+    assert (found[0] == 0).all()
+    torch.testing.assert_close(found[1], first_component(uneven, is_centred=True)[0])
+    assert found[1].argmax() == 3 * 9 + 3
+
+
 def test_finer_cam_equals_torchcam() -> None:
     from torchcam.methods import FinerCAM
 

@@ -1,14 +1,17 @@
 """What must hold for every registered method, on a CNN and on a transformer."""
 
 import copy
+import functools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from salviz import engine, methods
+from salviz.classifiers import Classifier
 from salviz.errors import Cancelled, MethodError, RequestError, SalvizError
 from salviz.methods.card import _always
 from salviz.support import cheapest
@@ -175,10 +178,95 @@ def test_progress_ends_at_the_passes_the_card_promises(method: str) -> None:
     assert (ticks[-1] if ticks else (0, 0)) == (round(found.passes), round(found.passes))
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_a_constant_image_gives_a_finite_map(method: str) -> None:
-    found = explain(net_for(method), torch.zeros(1, 3, 160, 160), method, ["a"])
+def slow_unless(is_quick: bool, name: str, method: str) -> Any:
+    return pytest.param(name, method, id=f"{method}-{name}", marks=() if is_quick else pytest.mark.slow)
+
+
+# XRAI cuts four pictures at six scales here.
+FIRST_NETS = [slow_unless(p.values[0] == net_for(p.values[1]) and p.values[1] != "xrai", *p.values) for p in CASES]
+DEAF_NETS = [
+    *(slow_unless(True, "dead", method) for method, m in methods.METHODS.items() if m.card.family != "attention"),
+    *(slow_unless(methods.get(p.values[1]).card.family == "attention", *p.values) for p in CASES),
+]
+
+SAME_WHEREVER = "what hides or is compared with is the image itself"
+OF_THE_MEAN_COLOUR = {
+    **dict.fromkeys(("blur_ig", "integrated_gradients", "ig_smoothgrad", "guided_ig", "deeplift"), SAME_WHEREVER),
+    **dict.fromkeys(("occlusion", "superpixel_ablation", "rise", "lime", "kernel_shap"), SAME_WHEREVER),
+    **dict.fromkeys(("extremal_perturbation", "meaningful_perturbation"), "a blur of it is the image itself"),
+    **dict.fromkeys(("score_cam", "opti_cam"), "a mask multiplies zeros"),
+    "input_x_gradient": "the image is zero",
+    "vargrad": "noise is a share of the image's range",
+    "edge": "there is no edge",
+    "constant": "always flat",
+}
+"""Methods whose map of the image of zeros is flat, and why. To the others borders differ: a net pads what it sees."""
+
+
+@pytest.mark.parametrize(("name", "method"), FIRST_NETS)
+def test_constant_images_give_finite_maps_flat_where_nothing_can_make_a_difference(name: str, method: str) -> None:
+    classifier = timm_model(name)
+    levels = torch.tensor([0, 255], dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 160, 160)
+    x = torch.cat([torch.zeros(1, 3, 160, 160), classifier.preprocessing.normalise(levels), images(1, 160)])
+    found = explain(name, x, method, list("abcd"))
     assert torch.isfinite(found.maps).all()
+    if method in OF_THE_MEAN_COLOUR:
+        assert found.is_flat[0]
+    # The flat one stands beside another that is not.
+    assert found.is_flat[3] == (method == "constant")
+
+
+class Dead(nn.Module):
+    """Biases so negative that no ReLU before the head lets anything through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU()
+        )
+        self.features[2].bias.data.fill_(-1000.0)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x).mean(dim=(2, 3)))
+
+
+@functools.cache
+def deaf(name: str) -> Classifier:
+    """A net whose scores are the same whatever it sees: dead inside, or with a head that reads nothing."""
+    if name == "dead":
+        return classifier_of(Dead(), size=64, classes=10)
+    module = copy.deepcopy(timm_model(name).module)
+    module.get_classifier().weight.data.zero_()
+    module.get_classifier().bias.data.copy_(torch.linspace(-2, 3, 1000))
+    return classifier_of(module, size=160, classes=1000, name=f"deaf {name}")
+
+
+NOT_ASKED = {
+    "edge": "reads the picture alone",
+    "random": "reads nothing",
+    "center": "reads nothing",
+    "eigen_cam": "reads a layer, not what the net makes of it",
+    "attention_rollout": "reads the attention, not what the net makes of it",
+    "deconvnet": "its way back forgets what the ReLUs saw",
+}
+"""Methods whose map of a net that hears nothing may be vivid, and why: it is not made of the score."""
+
+
+@pytest.mark.parametrize(("name", "method"), DEAF_NETS)
+def test_a_net_that_hears_nothing_gets_a_flat_map(name: str, method: str) -> None:
+    classifier = deaf(name)
+    x = images(2, classifier.preprocessing.input_size)
+    x[1] = 1.0
+    if method == "cam" and name != "dead":
+        pytest.skip("that it is defined is seen from the scores, which this head leaves alone")
+    found = engine.explain(classifier, x, method=method, parameters=quick(method), digests=["a", "b"])
+    assert torch.isfinite(found.maps).all()
+    if method not in NOT_ASKED:
+        assert found.is_flat.all()
+        if found.standard_error is not None:
+            assert (found.standard_error == 0).all(), "a flat map has no noise"
 
 
 @pytest.mark.parametrize("method", [m for m in methods.METHODS if m != "random"])

@@ -12,7 +12,7 @@ from salviz import engine
 from salviz.images import open_sample
 from salviz.methods.sampling import Estimate, unfinished
 from salviz.targets import ClassTarget
-from tests.models import images, timm_model
+from tests.models import LinearNet, classifier_of, images, timm_model, toy
 
 
 def test_moments_equal_numpys() -> None:
@@ -75,6 +75,43 @@ def test_vargrad_is_the_variance_of_smoothgrads_samples() -> None:
     square = smooth(["a", "b"], "smoothgrad_squared", samples=16).maps
     variance = smooth(["a", "b"], "vargrad", samples=16).maps
     torch.testing.assert_close(variance, square - mean.square(), rtol=1e-3, atol=1e-4 * float(square.max()))
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_rise_of_masks_that_make_no_difference_is_the_score_everywhere(centre: bool) -> None:
+    """The mean colour behind the masks is the first image's own; beside it one that is not even."""
+    classifier, x = toy(), torch.cat([torch.zeros(1, 3, 32, 32), images(1, 32)])
+    settings = {"samples": 20, "centre": centre}
+
+    def explain(x: torch.Tensor) -> engine.Explained:
+        target = ClassTarget(torch.full((len(x),), 3))
+        return engine.explain(classifier, x, method="rise", target=target, parameters=settings, digests="ab"[: len(x)])
+
+    found = explain(x)
+    assert (found.maps[0] == found.maps[0, 0, 0]).all()
+    torch.testing.assert_close(found.maps[0, 0, 0], found.logits[0, 3])
+    assert found.standard_error[0] == 0
+    assert found.is_flat.tolist() == [True, False]
+    assert torch.equal(explain(x[:1]).maps[0], found.maps[0])
+
+
+def test_one_mask_alone_cannot_tell_that_masks_make_no_difference() -> None:
+    x = torch.zeros(1, 3, 32, 32)
+    found = engine.explain(toy(), x, method="rise", parameters={"samples": 1}, digests=["a"])
+    assert not found.is_flat.any()
+
+
+@pytest.mark.parametrize("gap", [5.0, 25.0])
+def test_small_probabilities_are_no_rounding(gap: float) -> None:
+    """A class with a probability of a hundredth, and one of 1e-11: what hides the picture still moves it."""
+    net = LinearNet(16, classes=2)
+    net.bias = torch.nn.Parameter(torch.tensor([0.0, -gap]))
+    classifier, x = classifier_of(net, size=16, classes=2), images(1, 16) * 0.3
+    target = ClassTarget(torch.tensor([1]), output="probability")
+    for method, settings in (("rise", {"samples": 16}), ("occlusion", {"window": 4, "stride": 4})):
+        found = engine.explain(classifier, x, method=method, target=target, parameters=settings, digests=["a"])
+        assert not found.is_flat.any()
+        assert found.maps.std() > 0.01 * found.maps.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -352,6 +352,13 @@ def test_what_works_on_the_model_is_told_when_opened(compare: Open, tiny_vit: st
     assert "fails" not in table.replace("Known failures", "")
 
 
+def test_a_row_whose_map_is_flat_says_so(compare: Open) -> None:
+    app = compare(methods="gradient,constant")
+    assert not app.exception
+    told = [element.value for element in app.main.markdown if "cells, scale" in element.value]
+    assert ["the map is flat: no place counts more than another" in row for row in told] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("method", "error", "output", "rivals", "told"),
     [

@@ -8,14 +8,17 @@ import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
+from salviz import maps
 from salviz.errors import MethodError, Refusal, SalvizError
 from salviz.methods import METHODS
 from salviz.transforms import AUGMENTATIONS
@@ -571,6 +574,53 @@ def test_scores_of_flat_maps_say_so(visit: Visit) -> None:
     assert metrics_of(app)["Consistency"] == "undefined"
     assert "The maps are flat: they have no similarity." in markdown_of(app)
     assert "No augmentation" not in markdown_of(app)
+
+
+FLAT = "the map is flat: no place counts more than another"
+
+
+def test_a_flat_map_is_told_and_no_other(visit: Visit) -> None:
+    for method, is_told in (("constant", True), ("gradient", False)):
+        app = visit(method=method)
+        assert works(app)
+        (facts,) = [caption.value for caption in app.caption if "Explains" in caption.value]
+        assert (FLAT in facts) is is_told
+        assert "no place speaks for it" not in facts
+
+
+def test_masks_that_make_no_difference_are_told_as_such(
+    visit: Visit, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RISE on a net that hears nothing: what is left is how often a place happened to be seen."""
+    path, _, architecture = tiny.partition("@")
+    weights = load_file(path)
+    weights["fc.weight"].zero_()
+    save_file(weights, tmp_path / "deaf.safetensors")
+    monkeypatch.setenv("SALVIZ_MODEL_DIR", str(tmp_path))
+    model = f"{tmp_path / 'deaf.safetensors'}@{architecture}"
+    app = visit(model=model, method="rise", aug="", twin="0", **{"set.samples": "16"})
+    assert works(app)
+    (facts,) = [caption.value for caption in app.caption if "Explains" in caption.value]
+    assert FLAT in facts
+
+
+@pytest.mark.parametrize(
+    ("values", "evidence", "told"),
+    [
+        ([[1.0, 1.0]], "as_is", [FLAT]),
+        ([[3.0, 3.0 + 1e-6]], "as_is", [FLAT]),
+        ([[-1.0, -2.0]], "positive", ["no place speaks for it: see “For and against” under Display"]),
+        ([[-1.0, 2.0]], "positive", []),
+        ([[-1e-12, 2e-12]], "as_is", []),
+    ],
+)
+def test_what_is_said_of_a_map_that_shows_nothing(values: Any, evidence: Any, told: list[str]) -> None:
+    raw = torch.tensor([values])
+
+    def native_map(*, is_signed: bool) -> torch.Tensor:
+        return (maps.signed(raw) if is_signed else maps.unsigned(raw, evidence))[0]
+
+    assert panels.flatness(SimpleNamespace(native_map=native_map)) == told
 
 
 def test_without_changes_nothing_is_advised_that_would_not_help(visit: Visit) -> None:

@@ -16,6 +16,7 @@ from salviz.methods.cam.head import Head
 from salviz.methods.cam.pooled import has_pooled_head
 from salviz.methods.card import Attribution, MethodCard, one_pass, register
 from salviz.methods.passes import LAYER, no_spatial_layer, shared_head
+from salviz.methods.sampling import alike
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -95,9 +96,9 @@ def ablation_cam(
 
 
 def _losses(head: Head, where: TargetLayer, target: ClassTarget, chosen: Tensor, work: Work) -> Tensor:
-    """What each image's score loses without each of its chosen channels: `(N, k)`."""
+    """What each image's score loses without each of its chosen channels: `(N, k)`; zeros where it is but rounding."""
     whole = target.score(head.logits)
-    losses = torch.zeros(chosen.shape, device=chosen.device)
+    losses, errors = (torch.zeros(chosen.shape, device=chosen.device) for _ in range(2))
     versions = _VERSIONS * work.batch_size
     for image in range(len(chosen)):
         own = target.part(slice(image, image + 1))
@@ -105,8 +106,11 @@ def _losses(head: Head, where: TargetLayer, target: ClassTarget, chosen: Tensor,
             off = chosen[image, start : start + versions]
             batch = head.activation[image : image + 1].repeat(len(off), *(1,) * (head.activation.ndim - 1))
             where.channel_maps(batch)[torch.arange(len(off), device=off.device), off] = 0
-            scores = own.repeat(len(off)).score(head.run(image, batch))
-            losses[image, start : start + len(off)] = whole[image] - scores
+            without, copies = head.run(image, batch), own.repeat(len(off))
+            losses[image, start : start + len(off)] = whole[image] - copies.score(without)
+            errors[image, start : start + len(off)] = copies.rounding(without)
             # Not counted, but a moment to cancel.
             work.tick(0)
-    return losses
+    # With all its channels the score loses nothing.
+    is_flat = alike(torch.nn.functional.pad(losses, (0, 1)), errors)
+    return losses.masked_fill(is_flat[:, None], 0.0)

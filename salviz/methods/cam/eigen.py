@@ -9,6 +9,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import target_layer
+from salviz.flatness import is_flat
 from salviz.methods.cam.closed import shares_head
 from salviz.methods.card import Attribution, MethodCard, Parameter, one_pass, register
 from salviz.methods.passes import LAYER, no_spatial_layer, shared_trunk
@@ -33,7 +34,9 @@ def first_component(activation: Tensor, *, is_centred: bool) -> Tensor:
     """
     table = activation.flatten(2).transpose(1, 2)
     if is_centred:
-        table = table - table.mean(dim=1, keepdim=True)
+        # Of an even activation nothing is left but rounding.
+        is_even = is_flat(table.amin(dim=1), table.amax(dim=1)).all(dim=1)
+        table = (table - table.mean(dim=1, keepdim=True)).masked_fill(is_even[:, None, None], 0.0)
     # The scale is taken out, lest squares of small activations vanish.
     scale = table.abs().amax(dim=(1, 2), keepdim=True)
     unit = table / torch.where(scale > 0, scale, torch.ones_like(scale))

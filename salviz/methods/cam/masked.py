@@ -15,6 +15,7 @@ from salviz.methods.cam.channels import CHANNELS, TYPICAL_CHANNELS, strongest, w
 from salviz.methods.cam.closed import shares_head
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import LAYER, no_spatial_layer, shared_trunk
+from salviz.methods.sampling import alike
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -71,7 +72,8 @@ def score_cam(
 
     A channel multiplies the normalised input, so what it hides becomes the training set's mean colour. The baseline's
     score, which the paper takes off every channel's, cancels in the softmax. Channels without any contrast all hide
-    everything: they are run once, not one by one, and count as run.
+    everything: they are run once, not one by one, and count as run. Where no view scores otherwise than the image and
+    nothing at all do, the weights say nothing of the class and the map is zero.
     """
     where = target_layer(classifier, layer or None)
     trunk = shared_trunk(classifier, x, layer, work)
@@ -82,15 +84,20 @@ def score_cam(
     work.total += round((1 + count - _score_cam_passes({"channels": channels}, (0, 0))) * len(x))
     images, positions = _with_contrast(activation, chosen)
     # Whatever is not run below is a view of nothing.
-    blank = resolved.score(classifier.predict(torch.zeros_like(x[:1]), may_halve=True).expand(len(x), -1))
-    scores = blank.unsqueeze(1).repeat(1, count)
+    nothing = classifier.predict(torch.zeros_like(x[:1]), may_halve=True).expand(len(x), -1)
+    precision = classifier.autocast or torch.float32
+    blank, rounding = resolved.score(nothing), resolved.rounding(nothing, precision)
+    scores, errors = (values.unsqueeze(1).repeat(1, count) for values in (blank, rounding))
     for part in work.chunks(len(images)):
         rows, places = images[part], positions[part]
         views = x[rows].mul_(as_mask(activation[rows, chosen[rows, places]], (x.shape[2], x.shape[3])))
-        scores[rows, places] = resolved.part(rows).score(classifier.predict(views, may_halve=True))
+        seen, these = classifier.predict(views, may_halve=True), resolved.part(rows)
+        scores[rows, places], errors[rows, places] = these.score(seen), these.rounding(seen, precision)
         work.tick(len(rows))
     work.tick(count * len(x) - len(images))
-    return Attribution(weighted_sum(activation, scores.softmax(dim=1), chosen), logits, passes=1.0 + count)
+    is_flat = alike(torch.cat([scores, blank[:, None], resolved.score(logits)[:, None]], dim=1), errors)
+    weights = scores.softmax(dim=1).masked_fill(is_flat[:, None], 0.0)
+    return Attribution(weighted_sum(activation, weights, chosen), logits, passes=1.0 + count)
 
 
 def _with_contrast(activation: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +154,8 @@ def opti_cam(
     """Opti-CAM (eq. 10 to 12): `(N, h, w)`, never negative.
 
     As in the authors' code activations go through a ReLU and all channels begin alike. That code stops a whole batch
-    at once; here every image gets all steps.
+    at once; here every image gets all steps. An image whose score never had a gradient keeps the weights all begin
+    with, which say nothing of it: its map is zero.
     """
     where = target_layer(classifier, layer or None)
     trunk = shared_trunk(classifier, x, layer, work)
@@ -164,11 +172,13 @@ def opti_cam(
     with torch.enable_grad():
         weights = torch.zeros(activation.shape[:2], device=x.device).requires_grad_(True)
         optimiser = torch.optim.Adam([weights], lr=rate, maximize=True)
+        is_moved = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
         for _ in range(steps):
             maps = mixed(weights)
             views = as_mask(maps, (x.shape[2], x.shape[3])) * x
             score = resolved.score(classifier.forward(views))
             (weights.grad,) = torch.autograd.grad(score.sum(), weights)
+            is_moved |= weights.grad.count_nonzero(dim=1).gt(0)[:, None]
             optimiser.step()
             work.tick(2 * len(x))
-    return Attribution(mixed(weights.detach()), logits)
+    return Attribution(mixed(weights.detach()).masked_fill(~is_moved[..., None], 0.0), logits)

@@ -138,16 +138,23 @@ def meaningful_perturbation(
     moves = torch.stack(drawn, dim=2)  # (iterations, 2, N)
     logits = shared_logits(classifier, x, work)
     pyramid = BlurPyramid(x, sigma)
+    is_felt = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     if start == "circle":
         mask = _smallest_circle(classifier, x, target, pyramid, smooth, grid, work)
     else:
         mask = torch.ones(len(x), grid, grid, device=x.device, dtype=x.dtype)
 
+    def feel(gradient: Tensor) -> None:
+        is_felt.logical_or_(gradient.flatten(1).count_nonzero(dim=1) > 0)
+
     def loss(cells: Tensor, iteration: int) -> Tensor:
         down, right = moves[iteration]
         hidden = rows[down] @ cells @ columns[right].transpose(1, 2)
+        hidden.register_hook(feel)  # type: ignore[no-untyped-call]
         score = target.score(classifier.forward(pyramid.masked_out(hidden)))
         return size_weight * cells.sum(dim=(1, 2)) + tv_weight * total_variation(cells, tv_power) + score
 
     mask = descend(mask, loss, Adam(rate), iterations, work)
+    # Where the score never had a gradient at the mask nothing is worth its price, however far the descent has come.
+    mask = mask.masked_fill(~is_felt[:, None, None], 0.0)
     return Attribution(upsample(mask, (height, width), smooth), logits)

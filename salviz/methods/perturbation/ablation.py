@@ -12,6 +12,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, register
 from salviz.methods.passes import shared_logits
 from salviz.methods.perturbation.coalitions import hidden
+from salviz.methods.sampling import alike
 from salviz.methods.superpixels import FILL, PIXELS, SEGMENTS, grid_count, segmentation, superpixels
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
@@ -71,12 +72,16 @@ def superpixel_ablation(
     piece = torch.cat([torch.arange(count, device=x.device) for count in found.counts])
     lost = torch.zeros(len(x), found.largest, device=x.device)
     whole = target.score(logits)
+    errors = torch.zeros_like(lost)
     for rows in work.chunks(len(image)):
         these = image[rows]
         seen = (found.labels[these] != piece[rows, None, None])[:, None]
         logits_without = classifier.predict(torch.where(seen, x[these], blank[these]))
         lost[these, piece[rows]] = whole[these] - target.part(these).score(logits_without)
+        errors[these, piece[rows]] = target.part(these).rounding(logits_without)
         work.tick(len(these))
     # An image with fewer superpixels than the card allows for is done sooner.
     work.tick(max(0, most * len(x) - len(image)))
-    return Attribution(found.spread(lost), logits)
+    # The whole image is a copy too: it loses nothing.
+    is_flat = alike(torch.nn.functional.pad(lost, (0, 1)), errors)
+    return Attribution(found.spread(lost.masked_fill(is_flat[:, None], 0.0)), logits)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.passes import blank_like
-from salviz.methods.sampling import relative_error, unfinished
+from salviz.methods.sampling import alike, relative_error, unfinished
 from salviz.methods.superpixels import Superpixels
 from salviz.targets import ClassTarget
 from salviz.work import Work
@@ -60,7 +60,7 @@ def score_coalitions(
     coalitions: Tensor,
     target: ClassTarget,
     work: Work,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Scores of coalitions: images of which only the superpixels of the coalition are seen.
 
     Args:
@@ -73,19 +73,21 @@ def score_coalitions(
         work: Budget and progress; S passes an image.
 
     Returns:
-        `(N, S)` float32.
+        `(N, S)` float32, and `(N, S)` what rounding may come to in them.
     """
     copies = work.copies(len(x))
     flat = labels.flatten(1)
-    scores = []
+    scores, errors = [], []
     for start in range(0, coalitions.shape[1], copies):
         # Copies lead, in the order of `target.repeat`; the mask is one byte a pixel and never leaves this pass.
         part = coalitions[:, start : start + copies].transpose(0, 1)
         seen = part.gather(2, flat.expand(len(part), -1, -1)).view(len(part), len(x), 1, *x.shape[2:])
         logits = classifier.predict(torch.where(seen, x, blank).flatten(0, 1))
-        scores.append(target.repeat(len(part)).score(logits).view(len(part), len(x)))
+        everyone = target.repeat(len(part))
+        scores.append(everyone.score(logits).view(len(part), len(x)))
+        errors.append(everyone.rounding(logits).view(len(part), len(x)))
         work.tick(len(part) * len(x))
-    return torch.cat(scores).T
+    return torch.cat(scores).T, torch.cat(errors).T
 
 
 def _float64(tensor: Tensor) -> Tensor:
@@ -121,9 +123,12 @@ def explain_coalitions(
     work: Work,
     *,
     known: Tensor,
+    ends: Tensor,
     tolerance: float,
 ) -> Explanation:
     """Score coalitions until a linear model of the score is sure enough.
+
+    Where no coalition makes a difference all coefficients are 0.
 
     Args:
         classifier: The model.
@@ -135,12 +140,14 @@ def explain_coalitions(
         solve: Fits the model.
         work: Budget and progress.
         known: `(N, K)` scores of the first K coalitions, which cost nothing.
+        ends: `(N, E)` scores of the whole and of the empty coalition, as far as they are known.
         tolerance: An image whose error is below needs no more coalitions; 0 takes all.
     """
     count, samples = coalitions.shape[:2]
     done = known.shape[1]
     scores = torch.zeros(count, samples, device=x.device)
     scores[:, :done] = known
+    errors = torch.zeros_like(scores)
     taken = torch.arange(samples, device=x.device).expand(count, -1) < done
     exist, areas = found.exist(), found.areas()
     active = torch.arange(count, device=x.device)
@@ -160,7 +167,7 @@ def explain_coalitions(
     while done < samples and len(active):
         stop = min(samples, done - done % step + step)
         rows = slice(None) if len(active) == count else active
-        scores[rows, done:stop] = score_coalitions(
+        scores[rows, done:stop], errors[rows, done:stop] = score_coalitions(
             classifier, x[rows], blank[rows], found.labels[rows], coalitions[rows, done:stop], target.part(rows), work
         )
         taken[rows, done:stop] = True
@@ -168,7 +175,12 @@ def explain_coalitions(
         if tolerance and done < samples:
             active = unfinished(active, look()[2], tolerance)
     fit, maps, error = look()
-    return Explanation(fit.values, maps, error, taken.sum(dim=1).float())
+    # Where fewer were needed the others repeat the first.
+    seen = torch.cat([ends, torch.where(taken, scores, scores[:, :1])], dim=1)
+    is_flat = alike(seen, errors)
+    values = fit.values.masked_fill(is_flat.to(fit.values.device)[:, None], 0.0)
+    maps = maps.masked_fill(is_flat[:, None, None], 0.0)
+    return Explanation(values, maps, error.masked_fill(is_flat, 0.0), taken.sum(dim=1).float())
 
 
 def fit_ridge(coalitions: Tensor, scores: Tensor, taken: Tensor, exist: Tensor, *, width: float, penalty: float) -> Fit:

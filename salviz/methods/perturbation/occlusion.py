@@ -11,6 +11,7 @@ from torch import Tensor
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import blank_like, shared_logits
+from salviz.methods.sampling import alike
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -78,15 +79,20 @@ def occlusion(
     with torch.no_grad():
         logits = shared_logits(classifier, x, work)
         whole = target.score(logits)
+        scores, errors = [whole[None]], [target.rounding(logits)[None]]
         for start in range(0, len(windows), per_pass):
             part = windows[start : start + per_pass]
             batch = x.repeat(len(part), 1, 1, 1).view(len(part), *x.shape)
             for image, (rows, columns) in zip(batch, part, strict=True):
                 image[..., rows, columns] = blank[..., rows, columns]
-            scores = target.repeat(len(part)).score(classifier.predict(batch.flatten(0, 1))).view(len(part), len(x))
-            for score, (rows, columns) in zip(scores, part, strict=True):
+            without, everyone = classifier.predict(batch.flatten(0, 1)), target.repeat(len(part))
+            scores.append(everyone.score(without).view(len(part), len(x)))
+            errors.append(everyone.rounding(without).view(len(part), len(x)))
+            for score, (rows, columns) in zip(scores[-1], part, strict=True):
                 lost[:, rows, columns] += (whole - score)[:, None, None]
                 covered[rows, columns] += 1
             work.tick(len(part) * len(x))
     # A stride wider than the window leaves gaps: nothing was hidden there, so nothing was lost.
-    return Attribution(lost / covered.clamp(min=1), logits)
+    maps = lost / covered.clamp(min=1)
+    is_flat = alike(torch.cat(scores).T, torch.cat(errors).T)
+    return Attribution(maps.masked_fill(is_flat[:, None, None], 0.0), logits)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import blank_like, shared_logits
-from salviz.methods.sampling import CHECK, TOLERANCE, relative_error, unfinished
+from salviz.methods.sampling import CHECK, TOLERANCE, alike, relative_error, unfinished
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -79,16 +79,20 @@ class _Moments:
         self._centre = centre
         self.count = torch.zeros(len(x), device=x.device)
         self._score = torch.zeros(len(x), device=x.device)
+        # The lowest and the highest score, and the most that rounding may come to in one.
+        self._ends = torch.tensor([torch.inf, -torch.inf], device=x.device).repeat(len(x), 1)
+        self._rounding = torch.zeros(len(x), 1, device=x.device)
         # Of the mask, times the score and, to centre it, once more times one.
         self._first = torch.zeros(len(x), 1 + centre, places, device=x.device)
         # Of its square, times the score's square, the score and one.
         self._second = torch.zeros(len(x), 1 + 2 * centre, places, device=x.device)
 
-    def add(self, scores: Tensor, masks: Tensor, rows: Tensor | slice) -> None:
+    def add(self, scores: Tensor, rounding: Tensor, masks: Tensor, rows: Tensor | slice) -> None:
         """Take more masks.
 
         Args:
             scores: `(R, B)`.
+            rounding: `(R, B)`; see `targets.ClassTarget.rounding`.
             masks: `(R, B, H W)`.
             rows: The images they belong to.
         """
@@ -97,10 +101,18 @@ class _Moments:
         self._first[rows] += torch.stack([scores, one][: self._first.shape[1]], dim=1) @ masks
         self._second[rows] += torch.stack(powers, dim=1) @ masks.square()
         self._score[rows] += scores.sum(dim=1)
+        lowest, highest = self._ends[rows].unbind(dim=1)
+        lowest, highest = torch.minimum(lowest, scores.amin(dim=1)), torch.maximum(highest, scores.amax(dim=1))
+        self._ends[rows] = torch.stack([lowest, highest], dim=1)
+        self._rounding[rows] = torch.maximum(self._rounding[rows], rounding.amax(dim=1, keepdim=True))
         self.count[rows] += scores.shape[1]
 
     def _mean_score(self) -> Tensor:
         return (self._score / self.count.clamp(min=1))[:, None]
+
+    def is_flat(self) -> Tensor:
+        """`(N,)` bool: no mask made a difference, and a single one cannot tell."""
+        return alike(self._ends, self._rounding) & (self.count >= 2)
 
     def _products(self) -> Tensor:
         """`(N, H W)` mean of score times mask, the mean score taken off where that was asked for."""
@@ -116,7 +128,9 @@ class _Moments:
             keep: Mean of the masks.
         """
         share = self._products() / keep
-        return share + self._mean_score() if self._centre else share
+        share = share + self._mean_score() if self._centre else share
+        # How often a place happened to be seen is no importance; what it is in expectation leaves the score alone.
+        return torch.where(self.is_flat()[:, None], self._mean_score(), share)
 
     def error(self) -> Tensor:
         """`(N,)` standard error; see `sampling.Estimate.error`."""
@@ -191,7 +205,8 @@ def rise(
 
     The score is a probability or a logit, as the target says; the paper's is a probability. Where scores lie far from
     zero, the map is mostly the mean score times how often a place happened to be seen. With `centre` the mean score is
-    multiplied by the share of cells seen instead, which is what that frequency is in expectation.
+    multiplied by the share of cells seen instead, which is what that frequency is in expectation. Where no mask makes
+    a difference, the mean score is all there is, everywhere.
     """
     assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
     size = (int(x.shape[2]), int(x.shape[3]))
@@ -215,12 +230,15 @@ def rise(
             masks = masks.view(-1, len(chosen), *size)
             times = len(masks)
             batch = torch.addcmul(blank, images, masks[:, :, None]).flatten(0, 1)
-            scores = rival.repeat(times).score(classifier.predict(batch, may_halve=True)).view(times, len(chosen)).T
-            moments.add(scores, masks.flatten(2).transpose(0, 1), rows)
+            logits, everyone = classifier.predict(batch, may_halve=True), rival.repeat(times)
+            rounding = everyone.rounding(logits, classifier.autocast or torch.float32)
+            scores, errors = (values.view(times, len(chosen)).T for values in (everyone.score(logits), rounding))
+            moments.add(scores, errors, masks.flatten(2).transpose(0, 1), rows)
             work.tick(times * len(chosen))
         done += wanted
         if tolerance:
             active = unfinished(active, moments.error(), tolerance)
             chosen = active.tolist()
     maps = moments.mean(keep).view(len(x), *size)
-    return Attribution(maps, shared_logits(classifier, x, work), standard_error=moments.error(), samples=moments.count)
+    error = moments.error().masked_fill(moments.is_flat(), 0.0)
+    return Attribution(maps, shared_logits(classifier, x, work), standard_error=error, samples=moments.count)

@@ -143,13 +143,14 @@ def lime(
     found = superpixels(classifier, x, algorithm=segmentation, segments=segments, pixels=pixels)
     coalitions = draw_even(found, samples, generators, x)
     logits = shared_logits(classifier, x, work)
+    whole = target.score(logits)[:, None]
 
     def solve(rows: slice, drawn: Tensor, scores: Tensor, taken: Tensor, exist: Tensor) -> Fit:
         return fit_ridge(drawn, scores, taken, exist, width=width, penalty=ridge)
 
     fitted = explain_coalitions(
         classifier, x, hidden(classifier, x, found, fill), found, coalitions, target, solve, work,
-        known=target.score(logits)[:, None], tolerance=tolerance,
+        known=whole, ends=whole, tolerance=tolerance,
     )  # fmt: skip
     maps = fitted.maps
     if top:
@@ -229,7 +230,7 @@ def kernel_shap(
 
     fitted = explain_coalitions(
         classifier, x, blank, found, coalitions, target, solve, work, known=gained.new_empty(len(x), 0),
-        tolerance=tolerance,
+        ends=torch.stack([empty, target.score(logits)], dim=1), tolerance=tolerance,
     )  # fmt: skip
     missing = fitted.values.sum(dim=1).to(x.device, torch.float32) - gained
     return Attribution(fitted.maps, logits, completeness=missing, standard_error=fitted.error, samples=fitted.samples)
