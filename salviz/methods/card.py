@@ -171,6 +171,9 @@ class MethodCard:
         has_target: Whether the map depends on the class that is explained.
         stochastic: Whether it draws samples; it then reports a standard error and has a `tolerance`.
         stream: Purpose its random numbers are seeded with; its id where empty. Methods with one stream draw the same.
+        completeness: What its completeness error is measured between, as the end of a sentence; empty where it promises
+            none. `{error}` stands for how much more or less, `{score}` for what is explained, and `{linear}` for that
+            score's linear part in the logits: itself, unless it is a probability.
         shares: Name of the passes it has in common with others of a set, for its parameters; None for none.
     """
 
@@ -193,6 +196,7 @@ class MethodCard:
     has_target: bool = True
     stochastic: bool = False
     stream: str = ""
+    completeness: str = ""
     shares: Callable[[Mapping[str, Any]], Hashable] = _alone
 
     def cost(self, classifier: Classifier, parameters: Mapping[str, Any]) -> float:

@@ -222,20 +222,20 @@ def explained(exploration: Any, name: Callable[[int], str]) -> tuple[str, str]:
 
 
 def completeness(exploration: Any) -> str:
-    """How far a clean map is from adding up, and to what it should."""
+    """How far a clean map is from adding up, and to what it should, in the words of its method's card."""
     from salviz import methods
 
     error = float(exploration.completeness[0])
     if not math.isfinite(error):
         return "completeness error undefined"
-    whole = {"logit": "class's score (its logit)", "probability": "class's probability"}[exploration.request.output]
+    output = exploration.request.output
+    score = {"logit": "the class's score (its logit)", "probability": "the class's probability"}[output]
     if exploration.rivals is not None:
-        whole = "difference of the two classes' scores"
-    # On a way from a blank picture the map shares out what the score gained.
-    if methods.get(exploration.request.method).card.family == "paths":
-        whole = f"change of the {whole}"
-    side = "less" if error < 0 else "more"
-    told = f"the map adds up to {format_value(abs(error))} {side} than the {whole}"
+        whole = {"logit": "scores (their logits)", "probability": "probabilities"}[output]
+        score = f"the difference of the two classes' {whole}"
+    linear = score if output == "logit" else f"the sum of the logits, each times the derivative of {score} by it"
+    size = f"{format_value(abs(error))} {'less' if error < 0 else 'more'}"
+    told = methods.get(exploration.request.method).card.completeness.format(error=size, score=score, linear=linear)
     return f"completeness error {format_value(error)}: {told}"
 
 

@@ -178,6 +178,18 @@ def test_progress_ends_at_the_passes_the_card_promises(method: str) -> None:
     assert (ticks[-1] if ticks else (0, 0)) == (round(found.passes), round(found.passes))
 
 
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_what_a_card_promises_beside_the_map_comes_with_it(method: str) -> None:
+    card = methods.get(method).card
+    found = explain(net_for(method), images(1, 160), method, ["a"])
+    assert (found.completeness is not None) == bool(card.completeness)
+    if card.completeness:
+        told = card.completeness.format(error="0.5 more", score="the score", linear="the linear part")
+        assert "0.5 more than " in told
+        assert "the score" in told or "the linear part" in told
+    assert (found.standard_error is not None) == (found.samples is not None) == card.stochastic
+
+
 def slow_unless(is_quick: bool, name: str, method: str) -> Any:
     return pytest.param(name, method, id=f"{method}-{name}", marks=() if is_quick else pytest.mark.slow)
 

@@ -363,13 +363,50 @@ def test_a_row_whose_map_is_flat_says_so(compare: Open) -> None:
     ("method", "error", "output", "rivals", "told"),
     [
         ("lrp", -9.25, "logit", None, "completeness error −9.25: the map adds up to 9.25 less than the class's score"),
-        ("lrp", 0.5, "probability", None, "the map adds up to 0.5 more than the class's probability"),
-        ("integrated_gradients", 0.5, "logit", None, "0.5 more than the change of the class's score (its logit)"),
+        # A probability is no sum of logits: what is handed back is its linear part in them.
+        (
+            "lrp",
+            0.5,
+            "probability",
+            None,
+            "0.5 more than the sum of the logits, each times the derivative of the class's",
+        ),
+        (
+            "integrated_gradients",
+            0.5,
+            "logit",
+            None,
+            "0.5 more than the change of the class's score (its logit) from the",
+        ),
+        ("integrated_gradients", 0.5, "probability", None, "more than the change of the class's probability from the"),
         ("lrp", 0.5, "logit", [3], "0.5 more than the difference of the two classes' scores"),
+        (
+            "kernel_shap",
+            0.5,
+            "logit",
+            None,
+            "the superpixels' values add up to 0.5 more than the change of the class's",
+        ),
+        (
+            "full_grad",
+            -0.5,
+            "logit",
+            None,
+            "the terms of the picture and of the biases, before they are drawn as the map,",
+        ),
+        ("full_grad", -0.5, "probability", None, "add up to 0.5 less than the class's probability"),
+        (
+            "ig_smoothgrad",
+            0.5,
+            "logit",
+            None,
+            "0.5 more than the mean change of the class's score (its logit) from the",
+        ),
+        ("expected_gradients", 0.5, "logit", None, "(its logit) from its mean over the random pictures"),
         ("lrp", float("nan"), "logit", None, "completeness error undefined"),
     ],
 )
-def test_a_completeness_error_says_what_the_map_should_add_up_to(
+def test_a_completeness_error_says_what_should_add_up_to_what(
     method: str, error: float, output: str, rivals: list[int] | None, told: str
 ) -> None:
     request = SimpleNamespace(method=method, output=output)

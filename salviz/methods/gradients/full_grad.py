@@ -221,6 +221,8 @@ def _no_places(classifier: Classifier) -> str | None:
         evidence="as_is",
         scaling="minmax",
         signed=False,
+        completeness="the terms of the picture and of the biases, before they are drawn as the map, add up to {error} "
+        "than {score}",
         passes=two_passes,
         explains_predicted=True,
         failures="Every layer counts alike whatever its share of the score, and edges of early layers dominate.",

@@ -328,6 +328,7 @@ def _multiplier(
         evidence="magnitude",
         scaling="percentile",
         signed=True,
+        completeness="the map adds up to {error} than the change of {score} from the blank image",
         passes=two_passes,
         parameters=(BASELINE,),
         explains_predicted=True,

@@ -49,6 +49,8 @@ def _smooth_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> floa
         evidence="magnitude",
         scaling="percentile",
         signed=True,
+        completeness="the map adds up to {error} than the mean change of {score} from the blank image to the noisy "
+        "copies",
         passes=_smooth_passes,
         parameters=(
             SAMPLES,
@@ -156,6 +158,7 @@ def random_reference(classifier: Classifier, x: Tensor, kind: str, generators: S
         evidence="magnitude",
         scaling="percentile",
         signed=True,
+        completeness="the map adds up to {error} than the change of {score} from its mean over the random pictures",
         passes=lambda parameters, size: 3.0 * float(parameters["samples"]),
         parameters=(
             Parameter("samples", 200, "Random baselines, each with one point on its way.", low=1, high=2000, step=1),

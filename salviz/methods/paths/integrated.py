@@ -52,6 +52,7 @@ BASELINE = Parameter(
         evidence="magnitude",
         scaling="percentile",
         signed=True,
+        completeness="the map adds up to {error} than the change of {score} from the blank image",
         passes=lambda parameters, size: 2.0 * float(parameters["steps"]) + 1.0,
         parameters=(
             STEPS,

@@ -176,6 +176,7 @@ def lime(
         evidence="positive",
         scaling="minmax",
         signed=True,
+        completeness="the superpixels' values add up to {error} than the change of {score} from the blank image",
         # One more for the blank image.
         passes=lambda parameters, size: float(parameters["samples"]) + 1.0,
         parameters=(

@@ -132,6 +132,7 @@ def _refusal(classifier: Classifier) -> str | None:
         evidence="positive",
         scaling="percentile",
         signed=True,
+        completeness="the map adds up to {error} than {linear}",
         passes=two_passes,
         parameters=(
             Parameter(
