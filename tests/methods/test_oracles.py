@@ -200,6 +200,26 @@ def test_blur_ig_equals_pair_saliency() -> None:
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy() / scale, expected / scale, atol=2e-3)
 
 
+@pytest.mark.parametrize("output", ["logit", "probability"])
+def test_blur_ig_reports_its_completeness_error(output: str) -> None:
+    """Against the change of score from the image that scipy blurs, which many steps on a smooth picture come near."""
+    classifier, noise = timm_model("test_vit"), images(2, 160)
+    x = torch.from_numpy(gaussian_filter(noise.numpy(), (0, 0, 6, 6), mode="constant", truncate=4)) * 10
+
+    def score(batch):
+        with torch.no_grad():
+            logits = classifier.forward(batch)
+        return (logits.softmax(1) if output == "probability" else logits)[[0, 1], [3, 7]]
+
+    blurred = gaussian_filter(x.numpy(), (0, 0, 20, 20), mode="constant", truncate=4)
+    gained = score(x) - score(torch.from_numpy(blurred))
+    found = explain(classifier, x, "blur_ig", [3, 7], output, max_sigma=20, steps=5)
+    expected = found.maps.sum(dim=(1, 2, 3)) - gained
+    torch.testing.assert_close(found.completeness, expected, atol=1e-4 * float(gained.abs().max()), rtol=1e-3)
+    better = explain(classifier, x, "blur_ig", [3, 7], output, max_sigma=20, steps=25)
+    assert (better.completeness.abs() < 0.1 * gained.abs()).all()
+
+
 @pytest.mark.parametrize(("window", "stride"), [(40, 20), (48, 30), (200, 7)])
 def test_occlusion_equals_captum(window: int, stride: int) -> None:
     from captum.attr import Occlusion
