@@ -176,7 +176,8 @@ def _group(request: Request, groups: Mapping[tuple[object, ...], list[Request]])
 
 
 def _passes(classifier: Classifier, group: Sequence[Request]) -> float:
-    return engine.passes({request.method: request.settings for request in group}, classifier.preprocessing.input_size)
+    settings = {request.method: request.settings for request in group}
+    return engine.passes(settings, classifier.preprocessing.input_size, classifier)
 
 
 def _explain(

@@ -17,7 +17,7 @@ from salviz.flatness import is_flat
 from salviz.footprint import images_in_pass
 from salviz.maps import resize, signed
 from salviz.methods.card import Attribution, Method
-from salviz.methods.passes import GRADIENT, HEAD, shared_logits
+from salviz.methods.passes import is_one_way, shared_logits
 from salviz.seeds import generators
 from salviz.targets import ClassTarget, PredictedTarget, Target, class_indices
 from salviz.work import Progress, Work, even, is_out_of_memory, silent
@@ -37,7 +37,7 @@ class Explained:
         completeness: `(N,)` completeness error, or None where the method promises none.
         standard_error: `(N,)` of sampling methods, as a share of the map's own spread, or None.
         samples: `(N,)` samples behind it, or None.
-        passes: Image passes the card counts for the batch, as if the method were alone.
+        passes: Image passes the batch took, as if the method were alone.
         seconds: Wall time, without what another method of the set had found before.
         size: `(height, width)` of the input.
     """
@@ -145,21 +145,23 @@ def explain_set(
         MethodError: Unknown method or setting, or a method cannot explain this classifier.
         RequestError: Inputs that do not fit together.
     """
-    plan = _plan(methods, (int(x.shape[2]), int(x.shape[3])) if x.ndim == 4 else (0, 0))
+    size = (int(x.shape[2]), int(x.shape[3])) if x.ndim == 4 else (0, 0)
     target = target or PredictedTarget()
+    chosen = _checked(methods)
     _check(classifier, x, target, digests, batch_size)
     # Methods pick from it by what they compute where the images are.
     target = target.to(x.device)
     # Inference tensors cannot enter autograd, so inference mode is left and such an input copied.
     with classifier.lock, torch.inference_mode(mode=False):
+        plan = _plan(chosen, size, classifier)
         for step in plan:
             refusal = step.method.refusal(classifier)
             if refusal is not None:
                 raise Refusal(refusal)
         x = x.clone() if x.is_inference() else x.detach()
         work = Work(
-            total=round(_total(plan) * len(x)), batch_size=batch_size or _images_in_pass(classifier, x),
-            progress=progress, wanted=frozenset(step.shared for step in plan),
+            total=round(_total(plan, classifier) * len(x)), batch_size=batch_size or _images_in_pass(classifier, x),
+            progress=progress, wanted=frozenset(name for step in plan for name in step.shared),
         )  # fmt: skip
         parts: dict[str, list[Explained]] = {step.name: [] for step in plan}
         found: dict[str, Explained] = {}
@@ -209,49 +211,47 @@ class _Step:
     passes: float
 
     @property
-    def shared(self) -> Hashable:
-        """Name of the passes it shares with others, or None."""
+    def shared(self) -> Mapping[Hashable, float]:
+        """Those of its passes that it has in common with others, by their name."""
         return self.method.card.shares(self.settings)
 
 
-def _plan(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> list[_Step]:
-    """The methods, cheap ones first."""
+def _checked(chosen: Mapping[str, Settings | None]) -> dict[str, Settings]:
+    """All settings of the methods."""
     if not chosen:
         raise RequestError("No method was chosen. Choose at least one.")
+    return {name: registry.get(name).card.check_parameters(parameters) for name, parameters in chosen.items()}
+
+
+def _plan(chosen: Mapping[str, Settings], size: tuple[int, int], classifier: Classifier | None) -> list[_Step]:
+    """The methods, cheap ones first."""
     steps = []
-    for name, parameters in chosen.items():
-        method = registry.get(name)
-        settings = method.card.check_parameters(parameters)
-        steps.append(_Step(name, method, settings, method.card.passes(settings, size)))
+    for name, settings in chosen.items():
+        card = registry.get(name).card
+        settled = settings if classifier is None else card.settled(classifier, settings)
+        steps.append(_Step(name, registry.get(name), settings, card.passes(settled, size)))
     # What asks no net stands behind what asks it once: its result holds the net's logits all the same.
-    return sorted(steps, key=lambda step: step.passes or _ONE_PASS)
+    return sorted(steps, key=lambda step: (step.passes or _ONE_PASS, not step.method.card.leads))
 
 
-def _total(plan: Sequence[_Step]) -> float:
+def _total(plan: Sequence[_Step], classifier: Classifier | None) -> float:
     """Image passes of the whole set: what is shared counts once."""
-    shared: dict[Any, float] = {}
-    total = 0.0
+    shared: dict[Hashable, float] = {}
     for step in plan:
-        name = step.shared
-        if name is None:
-            total += step.passes
-        else:
-            # Who shares may need more passes of its own on top.
-            total += max(0.0, step.passes - shared.get(name, 0.0))
-            shared[name] = max(step.passes, shared.get(name, 0.0))
-    # The gradient at the images goes on from the forward pass of the class activation maps.
-    is_one_way = GRADIENT in shared and any(isinstance(name, tuple) and name[0] == HEAD for name in shared)
-    return total - 1.0 if is_one_way else total
+        shared |= step.shared
+    own = sum(step.passes - sum(step.shared.values()) for step in plan)
+    return own + sum(shared.values()) - is_one_way(shared, classifier)
 
 
-def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int]) -> float:
+def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int], classifier: Classifier | None = None) -> float:
     """Image passes a set of methods costs, with what they share counted once.
 
     Args:
         chosen: As for `explain_set`.
         size: `(height, width)` of the input.
+        classifier: What is to be explained, where it is at hand: some methods run as many channels as its layer has.
     """
-    return _total(_plan(chosen, size))
+    return _total(_plan(_checked(chosen), size, classifier), classifier)
 
 
 def _images_in_pass(classifier: Classifier, x: Tensor) -> int:

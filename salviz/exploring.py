@@ -187,7 +187,9 @@ class _Run:
         self.classifier, self.requests, self.prepared = classifier, requests, prepared
         self.batch_size, self.publish = batch_size, publish
         self.settings = {request.method: request.settings for request in requests}
-        self.passes = engine.passes(self.settings, classifier.preprocessing.input_size) if requests else 0.0
+        self.passes = 0.0
+        if requests:
+            self.passes = engine.passes(self.settings, classifier.preprocessing.input_size, classifier)
         self.parts: dict[str, list[engine.Explained]] = {request.method: [] for request in requests}
         self.ssim: dict[str, list[Tensor]] = {request.method: [] for request in requests}
         self.clean: dict[str, Tensor] = {}

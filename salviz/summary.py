@@ -94,8 +94,8 @@ def method_dicts(classifier: Classifier | None) -> list[dict[str, Any]]:
         classifier: Adds whether each method can explain it, and if not, why; every method is tried on it.
 
     Returns:
-        One dictionary a method; `passes` holds for default settings and the classifier's input size, or
-        224 x 224 pixels; `needs` is empty where the method explains any classifier.
+        One dictionary a method; `passes` holds for default settings and the classifier, or 224 x 224
+        pixels; `needs` is empty where the method explains any classifier.
     """
     tried = {} if classifier is None else {row.method: row for row in probe(classifier).rows}
     return [_method_dict(method, classifier, tried.get(name)) for name, method in methods.METHODS.items()]
@@ -103,13 +103,13 @@ def method_dicts(classifier: Classifier | None) -> list[dict[str, Any]]:
 
 def _method_dict(method: Method, classifier: Classifier | None, tried: Support | None) -> dict[str, Any]:
     card = method.card
-    size = (224, 224) if classifier is None else classifier.preprocessing.input_size
     plain = (
         "id", "title", "family", "idea", "formula", "citation", "evidence", "scaling", "signed", "needs", "failures",
     )  # fmt: skip
     found: dict[str, Any] = {name: getattr(card, name) for name in plain}
     found["parameters"] = [asdict(parameter) for parameter in card.parameters]
-    found["passes"] = card.passes(card.check_parameters(None), size)
+    usual = card.check_parameters(None)
+    found["passes"] = card.passes(usual, (224, 224)) if classifier is None else card.cost(classifier, usual)
     if classifier is not None and tried is not None:
         works = tried.state == "works"
         found |= {

@@ -54,12 +54,12 @@ class SupportTable:
         return 1000 * len(self.rows)
 
 
-def cheapest(card: MethodCard, size: tuple[int, int]) -> dict[str, Value]:
-    """Settings that cost the fewest passes, found by trying the ends of each parameter's range.
+def cheapest(card: MethodCard, classifier: Classifier) -> dict[str, Value]:
+    """Settings that cost a classifier the fewest passes, found by trying the ends of each parameter's range.
 
     Args:
         card: Of the method.
-        size: `(height, width)` of the input.
+        classifier: What is to be explained.
     """
     chosen: dict[str, Value] = dict(card.check_parameters(None))
     for parameter in card.parameters:
@@ -68,7 +68,7 @@ def cheapest(card: MethodCard, size: tuple[int, int]) -> dict[str, Value]:
         # A zero may stand for everything: what is one step above it may cost less.
         for end in (parameter.low, parameter.low + (parameter.step or 0), parameter.high):
             tried = {**chosen, parameter.name: parameter.check(type(parameter.default)(end))}
-            if card.passes(tried, size) < card.passes(chosen, size):
+            if card.cost(classifier, tried) < card.cost(classifier, chosen):
                 chosen = tried
     return chosen
 
@@ -85,7 +85,7 @@ def probe(classifier: Classifier, *, progress: Progress = silent) -> SupportTabl
     x = classifier.preprocessing.normalise(noise.to(classifier.device))
     rows = []
     for done, (name, method) in enumerate(methods.METHODS.items(), start=1):
-        rows.append(_try(classifier, x, name, cheapest(method.card, size)))
+        rows.append(_try(classifier, x, name, cheapest(method.card, classifier)))
         progress(done, len(methods.METHODS))
     return SupportTable(tuple(rows))
 

@@ -87,8 +87,8 @@ class Work:
         batch_size: Images in one model pass at the most.
         progress: Called after every pass.
         done: Image passes made so far.
-        wanted: What the methods of the set share (`MethodCard.shares`), so that a pass can be made for one that comes
-            later to go on from.
+        wanted: Names of what the methods of the set share (`MethodCard.shares`), so that a pass can be made for one
+            that comes later to go on from.
     """
 
     total: int = 0

@@ -13,14 +13,16 @@ from tests.models import classifier_of, timm_model, toy
 
 
 def test_the_cheapest_settings_cost_least_and_are_allowed() -> None:
-    size = (64, 64)
+    classifier, size = timm_model("test_vit"), (160, 160)
     smooth, occlusion = methods.get("smoothgrad").card, methods.get("occlusion").card
-    assert cheapest(smooth, size)["samples"] == 1
-    assert occlusion.passes(cheapest(occlusion, size), size) == 1
+    assert cheapest(smooth, classifier)["samples"] == 1
+    assert occlusion.passes(cheapest(occlusion, classifier), size) == 1
     score_cam = methods.get("score_cam").card
-    assert score_cam.passes(cheapest(score_cam, size), size) == 2, "zero channels stands for all"
+    assert score_cam.passes(cheapest(score_cam, classifier), size) == 2, "zero channels stands for all"
+    ablation = methods.get("ablation_cam").card
+    assert cheapest(ablation, classifier)["channels"] == 1, "every channel is a run of the head"
     for method in methods.METHODS.values():
-        chosen = cheapest(method.card, size)
+        chosen = cheapest(method.card, classifier)
         assert method.card.check_parameters(chosen) == chosen
         assert method.card.passes(chosen, size) <= method.card.passes(method.card.check_parameters(None), size)
 

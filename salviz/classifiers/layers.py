@@ -38,6 +38,7 @@ class TargetLayer:
         name: Dotted name in the module.
         layout: `nchw`, `nhwc` (Swin) or `tokens` (`(N, prefix + h*w, C)`).
         grid: `(h, w)` of the activation.
+        channels: How many it has.
         prefix: Class and register tokens before the patch tokens.
         is_published: Whether it has to be taken from the published module, because folding batch norms changed or
             removed it.
@@ -46,6 +47,7 @@ class TargetLayer:
     name: str
     layout: Layout
     grid: tuple[int, int]
+    channels: int
     prefix: int = 0
     is_published: bool = False
 
@@ -121,6 +123,27 @@ def target_layer(classifier: Classifier, name: str | None = None) -> TargetLayer
             is_gone = found.name in classifier.folded or _submodule(classifier.runtime, found.name) is None
             known[name] = replace(found, is_published=is_gone)
         return known[name]
+
+
+def known_layer(classifier: Classifier, name: str | None = None) -> TargetLayer | None:
+    """`target_layer` for an estimate, which waits for nobody.
+
+    Returns:
+        None where there is no such layer, or where it is not known yet and somebody else holds the classifier's lock.
+    """
+    if classifier.like is not None:
+        return known_layer(classifier.like, name)
+    known = _layers.get(classifier.module, {})
+    if name in known:
+        return known[name]
+    if not classifier.lock.acquire(blocking=False):
+        return None
+    try:
+        return target_layer(classifier, name)
+    except MethodError:
+        return None
+    finally:
+        classifier.lock.release()
 
 
 def _by_rule(classifier: Classifier) -> TargetLayer:
@@ -200,11 +223,12 @@ def _place(classifier: Classifier, name: str, shape: tuple[int, ...]) -> TargetL
     if layout is not None:
         return _spatial(name, layout, shape)
     grid = _token_grid(classifier.module, size, shape[1]) if len(shape) == 3 and shape[0] == 1 else None
-    return None if grid is None else TargetLayer(name, "tokens", grid, shape[1] - grid[0] * grid[1])
+    return None if grid is None else TargetLayer(name, "tokens", grid, shape[2], shape[1] - grid[0] * grid[1])
 
 
 def _spatial(name: str, layout: Layout, shape: tuple[int, ...]) -> TargetLayer:
-    return TargetLayer(name, layout, (shape[1], shape[2]) if layout == "nhwc" else (shape[2], shape[3]))
+    height, width, channels = shape[1:] if layout == "nhwc" else (*shape[2:], shape[1])
+    return TargetLayer(name, layout, (height, width), channels)
 
 
 def _layout(shape: tuple[int, ...], size: tuple[int, int]) -> Layout | None:

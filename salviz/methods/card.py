@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.layers import known_layer
 from salviz.errors import MethodError
 
 Family = Literal[
@@ -93,7 +94,7 @@ class Attribution:
             promise completeness.
         standard_error: `(N,)` for sampling methods: see `sampling.Estimate.error`.
         samples: `(N,)` samples behind it, where a tolerance may have stopped it.
-        passes: Image passes an image took, where the card cannot know (a layer's channels); None where it does.
+        passes: Image passes an image took, where the card cannot know; None where it does.
     """
 
     maps: Tensor
@@ -119,8 +120,8 @@ def _always(classifier: Classifier) -> str | None:
     return None
 
 
-def _alone(parameters: Mapping[str, Any]) -> Hashable:
-    return None
+def _alone(parameters: Mapping[str, Any]) -> Mapping[Hashable, float]:
+    return {}
 
 
 def two_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
@@ -159,9 +160,9 @@ class MethodCard:
             `percentile` (minimum to 99th percentile, clipped).
         signed: Whether the raw map's sign means for and against.
         passes: Image passes for (parameters, input height and width), besides the prediction of the image itself:
-            forwards and backwards both count one.
+            forwards and backwards both count one. Where 0 `channels` stand for all, as many as nets usually have.
         more: What an image costs on top with (classifier, parameters), in passes, where that depends on the net: an
-            estimate, made without the classifier's lock.
+            estimate, which does not wait for the classifier's lock.
         parameters: Settings with the paper's defaults.
         explains_predicted: Whether the method finds the predicted class in its own first pass, so that the
             engine need not run one before it.
@@ -174,7 +175,9 @@ class MethodCard:
         completeness: What its completeness error is measured between, as the end of a sentence; empty where it promises
             none. `{error}` stands for how much more or less, `{score}` for what is explained, and `{linear}` for that
             score's linear part in the logits: itself, unless it is a probability.
-        shares: Name of the passes it has in common with others of a set, for its parameters; None for none.
+        shares: Those of its `passes` that it has in common with others of a set, for its parameters: how many by their
+            name.
+        leads: Whether it comes before others that take as many passes: they can go on from its, it cannot from theirs.
     """
 
     id: str
@@ -197,7 +200,8 @@ class MethodCard:
     stochastic: bool = False
     stream: str = ""
     completeness: str = ""
-    shares: Callable[[Mapping[str, Any]], Hashable] = _alone
+    shares: Callable[[Mapping[str, Any]], Mapping[Hashable, float]] = _alone
+    leads: bool = False
 
     def cost(self, classifier: Classifier, parameters: Mapping[str, Any]) -> float:
         """Passes that an image costs on a classifier, for an estimate of its time.
@@ -206,7 +210,20 @@ class MethodCard:
             classifier: What is to be explained; not locked.
             parameters: All of them.
         """
-        return self.passes(parameters, classifier.preprocessing.input_size) + self.more(classifier, parameters)
+        size = classifier.preprocessing.input_size
+        return self.passes(self.settled(classifier, parameters), size) + self.more(classifier, parameters)
+
+    def settled(self, classifier: Classifier, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters with as many `channels` as the classifier's layer really runs, where the method has these.
+
+        Args:
+            classifier: What is to be explained; not waited for where somebody else has its lock.
+            parameters: All of them.
+        """
+        layer = known_layer(classifier, parameters.get("layer") or None) if "channels" in parameters else None
+        if layer is None:
+            return parameters
+        return {**parameters, "channels": min(parameters["channels"] or layer.channels, layer.channels)}
 
     @property
     def requirement(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
-from salviz.classifiers.layers import cut_at, target_layer
+from salviz.classifiers.layers import cut_at, known_layer, target_layer
 from salviz.errors import MethodError
 from salviz.methods.card import Parameter
 from salviz.targets import ClassTarget, Target
@@ -68,12 +69,14 @@ def score_gradient(classifier: Classifier, x: Tensor, target: Target) -> tuple[T
 def plain_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work) -> tuple[Tensor, Tensor]:
     """`score_gradient` of the images themselves, made once for all methods that explain them together.
 
-    Where class activation maps were made before, it goes on from their forward pass.
+    Where class activation maps are wanted too, it goes on from their forward pass.
     """
 
     def compute() -> tuple[Tensor, Tensor]:
-        trunk = _found_trunk(work)
-        if trunk is None or trunk.way is None:
+        # Whatever trunk is wanted is made some time: from one of them the gradient is one backward more.
+        trunks = (shared_trunk(classifier, x, layer, work) for layer in _wanted_layers(work.wanted))
+        trunk = next((trunk for trunk in trunks if trunk.way is not None), None)
+        if trunk is None:
             found = score_gradient(classifier, x, target)
             work.tick(2 * len(x))
             return found
@@ -84,9 +87,32 @@ def plain_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work
     return work.once(GRADIENT, compute)
 
 
+def _wanted_layers(wanted: Iterable[Hashable]) -> list[str]:
+    """The layers, as their methods name them, whose activation is wanted."""
+    return sorted(name[1] for name in wanted if isinstance(name, tuple) and name[0] == HEAD)
+
+
+def is_one_way(wanted: Iterable[Hashable], classifier: Classifier | None = None) -> bool:
+    """Whether the gradient at the images goes on from a trunk's forward pass: then that pass counts once for both.
+
+    Args:
+        wanted: What the methods of a set share.
+        classifier: What is explained, where it is known.
+    """
+    wanted = set(wanted)
+    if GRADIENT not in wanted:
+        return False
+    for name in _wanted_layers(wanted):
+        layer = None if classifier is None else known_layer(classifier, name or None)
+        if layer is None or not layer.is_published:
+            return True
+    return False
+
+
 def _found_trunk(work: Work) -> Trunk | None:
     """The images' forward pass that was cut for class activation maps, where there was one."""
-    return next((found for name in work.wanted if (found := work.found(("trunk", name)))), None)
+    layers = _wanted_layers(work.wanted)
+    return next((found for layer in layers if (found := work.found(("trunk", (HEAD, layer))))), None)
 
 
 @dataclass
@@ -126,8 +152,22 @@ class Trunk:
         return gradient
 
 
-def shared_trunk(classifier: Classifier, x: Tensor, layer: str, work: Work) -> Trunk:
-    """The images' forward pass, cut at the target layer, made once for all methods."""
+def shared_trunk(
+    classifier: Classifier,
+    x: Tensor,
+    layer: str,
+    work: Work,
+    watching: AbstractContextManager[object] | None = None,
+) -> Trunk:
+    """The images' forward pass, cut at the target layer, made once for all methods.
+
+    Args:
+        classifier: The model; its lock is held by the caller.
+        x: `(N, 3, H, W)` float32 in model space.
+        layer: Dotted name, or empty for the rule's.
+        work: Budget, progress, and what others found.
+        watching: Entered while the net runs, by a method that leads (see `MethodCard.leads`).
+    """
 
     def compute() -> Trunk:
         where = target_layer(classifier, layer or None)
@@ -135,7 +175,7 @@ def shared_trunk(classifier: Classifier, x: Tensor, layer: str, work: Work) -> T
         is_wanted = GRADIENT in work.wanted and work.found(GRADIENT) is None
         goes_on = is_wanted and not where.is_published
         images = x.detach().requires_grad_(goes_on)
-        with torch.enable_grad(), cut_at(classifier, where) as capture:
+        with torch.enable_grad(), watching or nullcontext(), cut_at(classifier, where) as capture:
             logits = classifier.forward(images, is_published=where.is_published)
         assert capture.activation is not None  # noqa: S101 - the hook ran
         assert capture.output is not None  # noqa: S101

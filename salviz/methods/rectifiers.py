@@ -70,6 +70,8 @@ _ELEMENTWISE = frozenset(
         "celu", "mish", "softplus", "sigmoid", "tanh", "logsigmoid", "softsign", "threshold",
     }
 )  # fmt: skip
+GUIDED = "guided backprop"
+"""What methods share that need guided backpropagation of the images."""
 HOMOGENEOUS = frozenset({"relu", "leaky_relu", "prelu"})
 """Activations that are a slope times their input, whichever side it is on: they have no intercept."""
 
@@ -204,7 +206,7 @@ def guided_gradient(classifier: Classifier, x: Tensor, target: Target, work: Wor
         work.tick(2 * len(x))
         return found
 
-    return work.once("guided backprop", compute)
+    return work.once(GUIDED, compute)
 
 
 def deconvnet_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work) -> tuple[Tensor, Tensor]:

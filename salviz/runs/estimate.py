@@ -86,11 +86,10 @@ def estimate(spec: Spec, images: int, load: Callable[[str], Loaded], *, progress
 def _seconds(loaded: Loaded, able: Mapping[str, Settings]) -> float:
     """Seconds that one map of each method takes: cheap ones together, as they share passes, and measured."""
     size = loaded.classifier.preprocessing.input_size
-    cheap = {
-        name: given for name, given in able.items() if methods.get(name).card.passes(given, size) <= PATIENT_PASSES
-    }
+    each = {name: engine.passes({name: given}, size, loaded.classifier) for name, given in able.items()}
+    cheap = {name: given for name, given in able.items() if each[name] <= PATIENT_PASSES}
     dear = {name: given for name, given in able.items() if name not in cheap}
-    seconds = engine.passes(dear, size) * loaded.seconds_per_pass if dear else 0.0
+    seconds = engine.passes(dear, size, loaded.classifier) * loaded.seconds_per_pass if dear else 0.0
     if cheap:
         seconds += _timed(loaded, cheap) / _IMAGES
     return seconds
@@ -114,7 +113,7 @@ def _timed(loaded: Loaded, chosen: Mapping[str, Settings]) -> float:
         except MethodError:
             # It will be the run's to say for which picture it does not work.
             size = classifier.preprocessing.input_size
-            return engine.passes(chosen, size) * _IMAGES * loaded.seconds_per_pass
+            return engine.passes(chosen, size, classifier) * _IMAGES * loaded.seconds_per_pass
         if images == _IMAGES:
             taken = min(taken, time.perf_counter() - started)
             spent += time.perf_counter() - started

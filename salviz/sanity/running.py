@@ -150,9 +150,9 @@ def _refused(check: Check, nets: Sequence[Classifier]) -> dict[str, str]:
 def _steps(classifier: Classifier, check: Check, count: int, stages: int) -> int:
     """Steps of a whole test: the trained net's maps twice where they are sampled, every net's, and comparisons."""
     size = classifier.preprocessing.input_size
-    once = passes(check.rows, size)
+    once = passes(check.rows, size, classifier)
     sampled = _sampled(check.methods)
-    again = passes(sampled, size) if sampled else 0.0
+    again = passes(sampled, size, classifier) if sampled else 0.0
     explained = count * check.copies * (once * (1 + check.draws * stages) + again)
     return round(explained + COMPARING * comparisons(check, count, stages))
 

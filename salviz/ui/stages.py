@@ -41,7 +41,7 @@ def task(check: Check, pick: Pick, pictures: Sequence[Picture], twin: Any) -> fo
     classifier = loaded.classifier
     nets = len(stage_names(classifier, check.how))
     more = [_card(name).more(classifier, _card(name).check_parameters(given)) for name, given in check.rows.items()]
-    once = (passes(check.rows, classifier.preprocessing.input_size) + sum(more)) * (1 + nets * check.draws)
+    once = (passes(check.rows, classifier.preprocessing.input_size, classifier) + sum(more)) * (1 + nets * check.draws)
     height, width = classifier.preprocessing.input_size
     compared = comparisons(check, len(pictures), nets) * height * width * _COMPARING_SECONDS
     seconds = float(once * check.copies * len(pictures) * loaded.seconds_per_pass) + compared

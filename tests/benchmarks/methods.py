@@ -59,12 +59,12 @@ def small_vit() -> Classifier:
     return classifier_of(module, size=224, classes=1000, name="vit_tiny_patch16_224")
 
 
-def settings(method: str, size: tuple[int, int]) -> dict:
+def settings(method: str, classifier: Classifier) -> dict:
     """Settings under which a method makes `PASSES` passes an image or, as near as can be, fewer."""
-    card = methods.get(method).card
+    card, size = methods.get(method).card, classifier.preprocessing.input_size
     wanted = MASK_PASSES if card.family == "optimised masks" or card.id == "xrai" else PASSES
     chosen = dict(card.check_parameters(None))
-    least = cheapest(card, size)
+    least = cheapest(card, classifier)
     for name, cheap in least.items():
         dear = chosen[name]
         if isinstance(dear, bool | str) or card.passes(chosen, size) <= wanted:
@@ -134,7 +134,6 @@ def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
     x = photographs(classifier, BATCH)
     target = ClassTarget(classifier.predict(x).argmax(dim=1))
     digests = [str(place) for place in range(BATCH)]
-    size = classifier.preprocessing.input_size
 
     forward, differentiated = plain_passes(classifier, x, target)
     lines, worst = [], 0.0
@@ -143,7 +142,7 @@ def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
         if refusal is not None:
             lines.append(f"| `{name}` | | | | | {refusal} |")
             continue
-        chosen = settings(name, size)
+        chosen = settings(name, classifier)
 
         def run(name: str = name, chosen: dict = chosen) -> None:
             engine.explain(classifier, x, method=name, parameters=chosen, target=target, digests=digests)

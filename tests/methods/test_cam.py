@@ -1,15 +1,21 @@
 """Class activation maps against peers, closed forms and naive implementations."""
 
 import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
 from salviz import engine, methods
-from salviz.classifiers.layers import target_layer
+from salviz.classifiers.classifier import Classifier
+from salviz.classifiers.layers import TargetLayer, target_layer
 from salviz.errors import MethodError
 from salviz.maps import resize, scale_minmax
 from salviz.methods.cam.channels import strongest
@@ -17,7 +23,9 @@ from salviz.methods.cam.contrast import similar_classes
 from salviz.methods.cam.eigen import first_component
 from salviz.methods.cam.head import Head
 from salviz.methods.cam.masked import as_mask
+from salviz.methods.passes import Trunk, shared_trunk
 from salviz.targets import ClassTarget, PredictedTarget
+from salviz.work import Work
 from tests.models import classifier_of, images, timm_model, toy
 
 
@@ -358,21 +366,86 @@ def test_masks_span_zero_to_one() -> None:
     assert (mask[1] == 0).all()
 
 
-def test_the_estimate_of_ablation_cam_counts_a_transformers_head() -> None:
-    """The last of its blocks runs once a channel; behind a convolutional net's last layer there is next to nothing."""
+def vision_transformer() -> Classifier:
+    torch.manual_seed(0)
+    net = torchvision.models.VisionTransformer(32, 8, 4, 2, 24, 48, num_classes=10)
+    nn.init.normal_(net.heads.head.weight)
+    return classifier_of(net, size=32, classes=10)
+
+
+def swin_transformer() -> Classifier:
+    torch.manual_seed(0)
+    net = torchvision.models.SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=10)
+    return classifier_of(net, size=64, classes=10)
+
+
+def products(tokens: int, window: int, width: int, hidden: int) -> int:
+    """Multiplications of a transformer's block: four projections, attention in windows, and two layers behind it."""
+    return tokens * width * (4 * width + 2 * hidden + 2 * window)
+
+
+def test_the_estimate_of_ablation_cam_counts_what_runs_behind_the_layer() -> None:
+    """Counted by hand: of a transformer its last block runs once a channel, of a net with a pooled head nothing."""
     card = methods.get("ablation_cam").card
-    vit, cnn = timm_model("test_vit"), timm_model("test_resnet")
-    depth, width = len(vit.module.blocks), vit.module.embed_dim
     usual = card.check_parameters(None)
-    assert card.cost(vit, usual) == 1 + width / depth
-    assert card.cost(vit, card.check_parameters({"channels": 4})) == 1 + 4 / depth
-    assert card.cost(vit, card.check_parameters({"layer": "blocks.0.norm1"})) == 1 + width
-    assert card.cost(cnn, usual) == 1
+    block = products(17, 17, 24, 48)
+    parts = [16 * 24 * 3 * 8 * 8, 4 * block, 24 * 10]
+    for count, behind in ((4, 1), (1, 4)):
+        layer = f"encoder.layers.encoder_layer_{4 - behind}.ln_1"
+        settings = card.check_parameters({"layer": layer, "channels": count})
+        expected = 1 + count * (behind * block + 240) / sum(parts)
+        assert card.cost(vision_transformer(), settings) == pytest.approx(expected)
+    assert card.cost(vision_transformer(), usual) == pytest.approx(1 + 24 * (block + 240) / sum(parts))
+    early, late = products(256, 16, 16, 64), products(64, 16, 32, 128)
+    parts = [256 * 16 * 3 * 4 * 4, 2 * early, 64 * 64 * 32, 2 * late, 32 * 10]
+    assert card.cost(swin_transformer(), usual) == pytest.approx(1 + 32 * (late + 320) / sum(parts))
+    assert card.cost(timm_model("test_resnet"), usual) == 1
     # What is told afterwards is what was promised; other methods cost their passes.
+    vit = timm_model("test_vit")
     found = explain(vit, images(2, 160), "ablation_cam", [3, 1])
     assert found.passes == 2 * card.cost(vit, usual)
     gradient = methods.get("gradient").card
     assert gradient.cost(vit, {}) == gradient.passes({}, (160, 160)) == 2
+
+
+def test_score_cam_costs_as_many_passes_as_the_net_has_channels() -> None:
+    card = methods.get("score_cam").card
+    for classifier, channels in ((timm_model("test_vit"), 64), (vision_transformer(), 24), (toy(), 16)):
+        for asked, run in ((0, channels), (5, 5), (8000, channels)):
+            settings = card.check_parameters({"channels": asked})
+            assert card.cost(classifier, settings) == 1 + run
+            size = classifier.preprocessing.input_size
+            assert engine.passes({"score_cam": settings}, size, classifier) == 1 + run
+    assert engine.passes({"score_cam": None}, (224, 224)) == 1281, "where no net is at hand"
+    ticks = []
+    x = images(2, 32)
+    found = engine.explain(
+        toy(), x, method="score_cam", digests=["a", "b"], progress=lambda done, total: ticks.append((done, total))
+    )
+    assert found.passes == 34
+    assert {total for _, total in ticks} == {34}, "known before it begins"
+
+
+def test_an_estimate_waits_for_nobody() -> None:
+    classifier, begun, over = swin_transformer(), threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with classifier.lock:
+            begun.set()
+            over.wait(60)
+
+    other = threading.Thread(target=compute)
+    other.start()
+    begun.wait(60)
+    costs = {name: methods.get(name).card.cost for name in ("score_cam", "ablation_cam")}
+    settings = {"layer": "", "channels": 0}
+    try:
+        assert [cost(classifier, settings) for cost in costs.values()] == [1281, 1]
+    finally:
+        over.set()
+        other.join()
+    assert costs["score_cam"](classifier, settings) == 33
+    assert costs["ablation_cam"](classifier, settings) > 2
 
 
 @pytest.mark.parametrize("method", ["score_cam", "ablation_cam"])
@@ -525,6 +598,13 @@ def test_ablation_is_right_whatever_surrounds_the_layer(net: type[nn.Module]) ->
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
+def head_of(classifier: Classifier, where: TargetLayer, x: torch.Tensor) -> Head:
+    head = Head(classifier, where, x)
+    trunk = shared_trunk(classifier, x, where.name, Work(), head.recording())
+    head.begin(trunk.leaf, trunk.logits)
+    return head
+
+
 def test_the_head_reproduces_the_logits_whatever_is_cut() -> None:
     """Every layer of a net with residuals, dense connections and a repeated layer."""
     cases = [(awake("test_resnet"), 64), (awake("test_vit"), 64)]
@@ -539,7 +619,7 @@ def test_the_head_reproduces_the_logits_whatever_is_cut() -> None:
             except MethodError:
                 continue
             with classifier.lock:
-                head = Head(classifier, where, x)
+                head = head_of(classifier, where, x)
                 torch.testing.assert_close(head.logits, expected, atol=1e-4, rtol=1e-4)
                 for image in range(2):
                     versions = head.activation[image : image + 1].repeat(3, *(1,) * (head.activation.ndim - 1))
@@ -597,19 +677,144 @@ def test_opti_cam_raises_the_score_of_what_it_shows() -> None:
     assert (after > before + 0.1 * before.abs()).all()
 
 
-def test_the_closed_forms_share_one_pass() -> None:
-    names = [
-        "grad_cam", "grad_cam_pp", "layer_cam", "hires_cam", "xgrad_cam", "eigen_cam", "finer_cam", "cam",
-    ]  # fmt: skip
-    classifier, x = timm_model("test_resnet"), images(2, 160)
-    rows = []
-    handle = classifier.runtime.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
-    found = engine.explain_set(classifier, x, methods=dict.fromkeys(names), digests=["a", "b"])
-    handle.remove()
-    assert rows == [2]
-    for name in names:
-        alone = engine.explain(classifier, x, method=name, digests=["a", "b"]).maps
-        torch.testing.assert_close(found[name].maps, alone)
+class Passes:
+    """Image passes that are made, by what goes into the net and what comes back to it.
+
+    Attributes:
+        forward: Images that went in.
+        backward: Images whose gradient came back.
+        heads: Gradients of a head alone, each of a whole batch.
+    """
+
+    def __init__(self) -> None:
+        self.forward = self.backward = self.heads = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count what happens in here, but for runs of a head alone."""
+        forward, run, gradient = Classifier.forward, Head.run, torch.autograd.grad
+        leaves: list[int] = []
+        is_head = False
+
+        def through(classifier: Classifier, x: torch.Tensor, *, is_published: bool = False) -> torch.Tensor:
+            if not is_head:
+                self.forward += len(x)
+                if x.requires_grad:
+                    x.register_hook(back)
+            return forward(classifier, x, is_published=is_published)
+
+        def back(gradient: torch.Tensor) -> None:
+            self.backward += len(gradient)
+
+        def alone(head: Head, image: int, versions: torch.Tensor) -> torch.Tensor:
+            nonlocal is_head
+            is_head = True
+            try:
+                return run(head, image, versions)
+            finally:
+                is_head = False
+
+        def differentiated(outputs: object, inputs: object, *args: object, **options: object) -> object:
+            self.heads += any(inputs is leaf for leaf in leaves)
+            return gradient(outputs, inputs, *args, **options)
+
+        def kept(trunk: Trunk, leaf: torch.Tensor, *args: object) -> None:
+            leaves.append(leaf)
+            begin(trunk, leaf, *args)
+
+        begin = Trunk.__init__
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Classifier, "forward", through)
+            patch.setattr(Head, "run", alone)
+            patch.setattr(torch.autograd, "grad", differentiated)
+            patch.setattr(Trunk, "__init__", kept)
+            yield
+
+
+CAMS = ["grad_cam", "grad_cam_pp", "layer_cam", "hires_cam", "xgrad_cam", "eigen_cam", "cam"]
+"""Of one trunk and the same head gradient; Finer-CAM's gradient is that of another score."""
+COSTLY = {"score_cam": {"channels": 3}, "opti_cam": {"steps": 2}, "ablation_cam": {"channels": 3}}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_all_maps_of_a_layer_share_one_pass_and_one_gradient_of_the_head(name: str) -> None:
+    chosen = dict.fromkeys(CAMS[:-1] if name == "test_vit" else CAMS) | COSTLY
+    if name == "test_resnet":
+        chosen["guided_grad_cam"] = None
+    classifier, x, digests = timm_model(name), images(2, 160), ["a", "b"]
+    # What is learned once of a net is learned here.
+    alone = {
+        method: engine.explain(classifier, x, method=method, parameters=given, digests=digests).maps
+        for method, given in chosen.items()
+    }
+    passes = Passes()
+    with passes.counted():
+        found = engine.explain_set(classifier, x, methods=chosen, digests=digests)
+    # The views of Score-CAM, one of nothing, Opti-CAM's steps; guided backpropagation.
+    own = 2 * 3 + 1 + 2 * 2 + 2 * ("guided_grad_cam" in chosen)
+    assert passes.forward == 2 + own
+    assert passes.heads == 1
+    for method in chosen:
+        scale = float(alone[method].abs().max())
+        torch.testing.assert_close(found[method].maps / scale, alone[method] / scale, atol=1e-5, rtol=1e-4)
+    passes = Passes()
+    with passes.counted():
+        engine.explain_set(classifier, x, methods={"finer_cam": None, **chosen}, digests=digests)
+    assert (passes.forward, passes.heads) == (2 + own, 2)
+
+
+def told(classifier: Classifier, x: torch.Tensor, chosen: dict) -> tuple[int, int, int]:
+    """Image passes told at the end, their total, and those that were made."""
+    digests = [str(row) for row in range(len(x))]
+    ticks, passes = [(0, 0)], Passes()
+    target = ClassTarget(torch.zeros(len(x), dtype=torch.long))
+    with passes.counted():
+        engine.explain_set(
+            classifier, x, methods=chosen, target=target, digests=digests, progress=lambda *told: ticks.append(told)
+        )
+    size = (int(x.shape[2]), int(x.shape[3]))
+    assert ticks[-1][1] == len(x) * engine.passes(chosen, size, classifier)
+    # The view of nothing is one for all images and not counted.
+    return (*ticks[-1], passes.forward + passes.backward - ("score_cam" in chosen))
+
+
+def test_progress_ends_at_the_passes_a_set_makes() -> None:
+    """Every pair of what shares, and all of it."""
+    names = [*CAMS, "finer_cam", *COSTLY, "gradient", "input_x_gradient", "guided_backprop", "guided_grad_cam"]
+    classifier, x = toy(), images(2, 32)
+    # What is learned once of a net is learned here.
+    told(classifier, x, {name: COSTLY.get(name) for name in names})
+    for some in (*combinations(names, 2), names):
+        done, total, made = told(classifier, x, {name: COSTLY.get(name) for name in some})
+        assert done == total == made, some
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "passes"),
+    [
+        ("test_vit", {"grad_cam": None, "ablation_cam": None}, 1),
+        ("test_vit", {"ablation_cam": {"channels": 3}, "gradient": None, "score_cam": None}, 2 + 64),
+        ("test_vit", {"grad_cam": {"layer": "blocks.2"}, "ablation_cam": {"channels": 3}, "gradient": None}, 1 + 1 + 1),
+        ("test_vit", {"grad_cam": None, "opti_cam": {"steps": 2}, "score_cam": None}, 1 + 4 + 64),
+        ("test_resnet", {"grad_cam": None, "guided_backprop": None, "guided_grad_cam": None}, 3),
+        ("test_resnet", {"guided_grad_cam": None, "guided_backprop": None, "gradient": None}, 1 + 1 + 2),
+        # Folded into the convolution before it, so taken from the published net, from which no gradient goes on.
+        ("test_resnet", {"hires_cam": {"layer": "layer4.0.conv1"}, "gradient": None}, 1 + 2),
+        ("test_resnet", {"hires_cam": {"layer": "layer4.0.conv1"}, "grad_cam": None, "gradient": None}, 1 + 1 + 1),
+    ],
+)
+def test_passes_of_a_set_are_counted_as_they_are_made(name: str, chosen: dict, passes: int) -> None:
+    classifier = timm_model(name)
+    x = images(1, classifier.preprocessing.input_size[0])
+    engine.explain_set(classifier, x, methods=chosen, digests=["a"])
+    done, total, made = told(classifier, x, chosen)
+    assert (done, total, made) == (passes, passes, passes)
+
+
+def test_passes_of_a_set_count_what_is_shared_once() -> None:
+    chosen = {"grad_cam": None, "opti_cam": None, "score_cam": None}
+    assert engine.passes(chosen, (224, 224)) == 1 + 200 + 1280
+    assert engine.passes({"grad_cam": None, "guided_backprop": None, "guided_grad_cam": None}, (224, 224)) == 3
 
 
 def test_eigen_cam_knows_no_class() -> None:

@@ -85,7 +85,7 @@ def roll_out(queries: Tensor, blocks: Sequence[Tensor], residual: float, discard
         failures="The same for every class; patches that act as registers may outshine the object.",
         refusal=needs_attention,
         needs=_NEEDS,
-        shares=lambda parameters: ("attention", parameters["fusion"]),
+        shares=lambda parameters: {("attention", parameters["fusion"]): 1.0},
     )
 )
 def attention_rollout(
@@ -129,7 +129,7 @@ def attention_rollout(
         failures="Heads for and against a class cancel before the product, so a class may keep little of its evidence.",
         refusal=needs_attention,
         needs=_NEEDS,
-        shares=lambda parameters: "attention gradients",
+        shares=lambda parameters: {"attention gradients": 2.0},
     )
 )
 def grad_attention_rollout(
@@ -171,7 +171,7 @@ def grad_attention_rollout(
         failures="Evidence against the class is cut off, and what the feed-forward layers do is not seen.",
         refusal=needs_attention,
         needs=_NEEDS,
-        shares=lambda parameters: "attention gradients",
+        shares=lambda parameters: {"attention gradients": 2.0},
     )
 )
 def transformer_attribution(

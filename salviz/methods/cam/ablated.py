@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from salviz.classifiers.classifier import Classifier
-from salviz.classifiers.layers import TargetLayer, target_layer
+from salviz.classifiers.layers import TargetLayer, known_layer, target_layer
 from salviz.methods.cam.channels import CHANNELS, strongest, weighted_sum
 from salviz.methods.cam.closed import shares_head
 from salviz.methods.cam.head import Head
 from salviz.methods.cam.pooled import has_pooled_head
 from salviz.methods.card import Attribution, MethodCard, one_pass, register
-from salviz.methods.passes import LAYER, no_spatial_layer, shared_head
+from salviz.methods.passes import LAYER, no_spatial_layer, shared_head, shared_trunk
 from salviz.methods.sampling import alike
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
@@ -24,19 +26,79 @@ _VERSIONS = 4
 """Versions of an activation in one run of the head, in multiples of the images in a pass: a head needs less memory."""
 
 
-def _head_passes(classifier: Classifier, parameters: Mapping[str, Any]) -> float:
-    """What running the head a channel comes to, in passes of the whole net, for a stack of transformer blocks.
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the floating-point operations of convolutions, matrix products and attention.
 
-    There the head is a block or more of a dozen, and it runs once a channel. After a convolutional net's last layer it
-    is next to nothing.
+    Attributes:
+        count: So far.
     """
-    blocks, width = getattr(classifier.module, "blocks", None), getattr(classifier.module, "embed_dim", None)
-    if not isinstance(blocks, Sized) or not isinstance(width, int):
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # Loading its formulas takes longer than many a map.
+        from torch.utils.flop_counter import flop_registry
+
+        self.count, self._formulas = 0, flop_registry
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Let it happen, and count it."""
+        output = func(*args, **(kwargs or {}))
+        count = self._formulas.get(func._overloadpacket)
+        if count is not None:
+            self.count += count(*args, **(kwargs or {}), out_val=output)
+        elif "scaled_dot_product" in str(func):
+            # The CPU's has no formula: a product of queries and keys, and one with values, each of two operations.
+            queries, keys = args[:2]
+            self.count += 4 * queries.numel() * keys.shape[-2]
+        return output
+
+
+_shares: weakref.WeakKeyDictionary[nn.Module, dict[str, float]] = weakref.WeakKeyDictionary()
+
+
+def share_behind(classifier: Classifier, where: TargetLayer) -> float:
+    """The part of a net's operations that comes after a layer, from one pass of a blank image made once.
+
+    Args:
+        classifier: The model; its lock is held by the caller.
+        where: The layer.
+    """
+    known = _shares.setdefault(classifier.module, {})
+    if where.name not in known:
+        before = []
+        blank = torch.zeros(1, 3, *classifier.preprocessing.input_size, device=classifier.device)
+        # With a gradient torch's attention is made of parts that have a formula; without, it is a single operation.
+        with torch.enable_grad(), _Operations() as operations:
+            layer = classifier.module.get_submodule(where.name)
+            handle = layer.register_forward_hook(lambda *call: before.append(operations.count))
+            try:
+                classifier.forward(blank.requires_grad_(True), is_published=True)
+            finally:
+                handle.remove()
+        known[where.name] = 1 - before[-1] / max(operations.count, 1)
+    return known[where.name]
+
+
+def _head_passes(classifier: Classifier, parameters: Mapping[str, Any]) -> float:
+    """What running the head a channel comes to, in passes of the whole net.
+
+    Of a transformer the head is its last block or more, and it runs once a channel. Where it is an average and a linear
+    layer it need not run (but for probabilities, and then it costs next to nothing).
+    """
+    layer = str(parameters["layer"])
+    where = known_layer(classifier, layer or None)
+    # Nobody waits for an estimate: while others compute with a net that is not known yet, it is without the head.
+    if where is None or not classifier.lock.acquire(blocking=False):
         return 0.0
-    depth, layer = len(blocks), str(parameters["layer"])
-    place = layer.split(".")[1] if layer.startswith("blocks.") else ""
-    behind = depth - int(place) if place.isdecimal() else 1
-    return min(int(parameters["channels"]) or width, width) * behind / depth
+    try:
+        with torch.inference_mode(mode=False):
+            if has_pooled_head(classifier, layer):
+                return 0.0
+            return min(int(parameters["channels"]) or where.channels, where.channels) * share_behind(classifier, where)
+    finally:
+        classifier.lock.release()
 
 
 @register(
@@ -59,6 +121,8 @@ def _head_passes(classifier: Classifier, parameters: Mapping[str, Any]) -> float
         refusal=no_spatial_layer,
         needs="a layer with a spatial map",
         shares=shares_head,
+        # The head's runs need what modules before the layer gave, and that can only be stored while they run.
+        leads=True,
     )
 )
 def ablation_cam(
@@ -87,7 +151,8 @@ def ablation_cam(
         chosen = strongest(activation, channels)
         return Attribution(weighted_sum(activation, losses.gather(1, chosen), chosen), logits)
     head = Head(classifier, where, x)
-    work.tick(len(x))
+    trunk = shared_trunk(classifier, x, layer, work, head.recording())
+    head.begin(trunk.leaf, trunk.logits)
     activation = where.channel_maps(head.activation)
     chosen = strongest(activation.float(), channels)
     losses = _losses(head, where, target.resolve(head.logits), chosen, work)

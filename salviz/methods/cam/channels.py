@@ -18,7 +18,7 @@ CHANNELS = Parameter(
 """An approximation that costs what one is ready to pay; all channels are the method itself."""
 
 TYPICAL_CHANNELS = 1280
-"""EfficientNet's and MobileNetV2's; how many a layer has is known when the method runs, and reported then."""
+"""EfficientNet's and MobileNetV2's: for an estimate where no classifier is at hand (see `MethodCard.settled`)."""
 
 
 def strongest(activation: Tensor, count: int) -> Tensor:

@@ -15,9 +15,9 @@ from salviz.targets import Target
 from salviz.work import Work
 
 
-def shares_head(parameters: Mapping[str, Any]) -> Hashable:
+def shares_head(parameters: Mapping[str, Any]) -> Mapping[Hashable, float]:
     """All maps of one layer come from one trunk pass and one gradient of the head."""
-    return HEAD, parameters["layer"]
+    return {(HEAD, parameters["layer"]): 1.0}
 
 
 def _cam(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.methods.cam.closed import grad_cam_map, shares_head
 from salviz.methods.card import Attribution, MethodCard, register
 from salviz.methods.passes import LAYER, no_spatial_layer, shared_head
-from salviz.methods.rectifiers import guided_gradient, needs_relu
+from salviz.methods.rectifiers import GUIDED, guided_gradient, needs_relu
 from salviz.targets import Target
 from salviz.work import Work
 
@@ -21,6 +21,11 @@ from salviz.work import Work
 def _passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
     """A forward for Grad-CAM, a forward and a backward for the guided gradient."""
     return 3.0
+
+
+def _shares(parameters: Mapping[str, Any]) -> Mapping[Hashable, float]:
+    """Both of them whole."""
+    return {**shares_head(parameters), GUIDED: 2.0}
 
 
 def _refusal(classifier: Classifier) -> str | None:
@@ -46,7 +51,7 @@ def _refusal(classifier: Classifier) -> str | None:
         failures="Inherits guided backprop's blindness to the upper layers: details stay when weights are randomised.",
         refusal=_refusal,
         needs="a layer with a spatial map, and ReLU or ReLU6",
-        shares=shares_head,
+        shares=_shares,
     )
 )
 def guided_grad_cam(

@@ -51,8 +51,11 @@ class Head:
         logits: `(N, K)` of the images.
     """
 
+    activation: Tensor
+    logits: Tensor
+
     def __init__(self, classifier: Classifier, where: TargetLayer, x: Tensor) -> None:
-        """Run all images once and store what is needed; one pass.
+        """Nothing runs yet: what is needed is stored by `recording` while the images pass, and used after `begin`.
 
         Args:
             classifier: The model; its lock is held by the caller as long as the head is used.
@@ -61,15 +64,54 @@ class Head:
         """
         self._classifier, self._where, self._x = classifier, where, x
         self._module = classifier.module if where.is_published else classifier.runtime
-        known = _recipes.setdefault(classifier.module, {})
-        recipe = known.get(where.name)
+        self._recipe = _recipes.get(classifier.module, {}).get(where.name)
         self._stored: dict[str, Tensor] = {}
-        with torch.no_grad():
-            self.activation, self.logits = self._record(None if recipe is None else recipe.skipped)
-            if recipe is None:
-                recipe = known[where.name] = self._learn()
-        self._recipe = recipe
-        self._stored = {name: self._stored[name] for name in recipe.skipped}
+        self._has_run = False
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Store what modules give before the layer, during a pass of all images: those wanted, or all candidates."""
+        calls: dict[str, int] = {}
+
+        def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+            def note(module: nn.Module, inputs: object, output: object) -> None:
+                calls[name] = calls.get(name, 0) + 1
+                is_before = self._where.name not in calls
+                if is_before and isinstance(output, Tensor) and len(output) == len(self._x):
+                    # A copy, because what comes next may change it in place.
+                    self._stored[name] = output.detach().clone()
+
+            return note
+
+        names = {name for name, _ in self._module.named_modules() if name}
+        if self._recipe is not None:
+            names = {*self._recipe.skipped, self._where.name}
+        handles = [self._module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._has_run = True
+        self._stored = {name: value for name, value in self._stored.items() if calls[name] == 1}
+        # A layer that is used more than once cannot be replaced by one tensor: then nothing may be skipped.
+        if calls[self._where.name] > 1:
+            self._stored = {}
+
+    def begin(self, activation: Tensor, logits: Tensor) -> None:
+        """Take what the recorded pass gave; how the head runs alone is tried out once a model and layer.
+
+        Args:
+            activation: `(N, ...)` of the layer, in its own layout.
+            logits: `(N, K)`.
+        """
+        assert self._has_run  # noqa: S101 - what was not recorded would be taken for what cannot be skipped
+        self.activation, self.logits = activation.detach(), logits.detach().float()
+        if self._recipe is None:
+            with torch.no_grad():
+                self._recipe = self._learn()
+            _recipes.setdefault(self._classifier.module, {})[self._where.name] = self._recipe
+        self._stored = {name: self._stored[name] for name in self._recipe.skipped}
 
     def run(self, image: int, versions: Tensor) -> Tensor:
         """Logits of one image with other activations: `(V, ...)` in the layer's layout -> `(V, K)`, without a graph.
@@ -78,6 +120,7 @@ class Head:
             image: Row of the batch.
             versions: May be changed by the head.
         """
+        assert self._recipe is not None  # noqa: S101 - it has begun
         with torch.no_grad():
             return self._run(image, versions, self._recipe)
 
@@ -92,38 +135,6 @@ class Head:
         with _replaced(self._module, {**outputs, self._where.name: versions}):
             x = spread(self._x[image : image + 1])
             return self._classifier.forward(x, is_published=self._where.is_published).float()
-
-    def _record(self, wanted: frozenset[str] | None) -> tuple[Tensor, Tensor]:
-        """One pass: activation and logits; outputs of `wanted` modules, or of all candidates, are stored."""
-        kept: list[Tensor] = []
-        calls: dict[str, int] = {}
-
-        def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-            def note(module: nn.Module, inputs: object, output: object) -> None:
-                calls[name] = calls.get(name, 0) + 1
-                if name == self._where.name:
-                    assert isinstance(output, Tensor)  # noqa: S101 - the rule looked
-                    kept.append(output.detach().clone())
-                elif not kept and isinstance(output, Tensor) and len(output) == len(self._x):
-                    # A copy, because what comes next may change it in place.
-                    self._stored[name] = output.detach().clone()
-
-            return note
-
-        names = [name for name, _ in self._module.named_modules() if name]
-        if wanted is not None:
-            names = [*wanted, self._where.name]
-        handles = [self._module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-        try:
-            logits = self._classifier.forward(self._x, is_published=self._where.is_published)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self._stored = {name: value for name, value in self._stored.items() if calls[name] == 1}
-        # A layer that is used more than once cannot be replaced by one tensor: then nothing may be skipped.
-        if len(kept) > 1:
-            self._stored = {}
-        return kept[-1], logits.detach().float()
 
     def _learn(self) -> _Recipe:
         """How the head can run alone, tried out on the first image with two versions that are its own activation."""

@@ -81,7 +81,6 @@ def score_cam(
     resolved = target.resolve(logits)
     chosen = strongest(activation, channels)
     count = chosen.shape[1]
-    work.total += round((1 + count - _score_cam_passes({"channels": channels}, (0, 0))) * len(x))
     images, positions = _with_contrast(activation, chosen)
     # Whatever is not run below is a view of nothing.
     nothing = classifier.predict(torch.zeros_like(x[:1]), may_halve=True).expand(len(x), -1)
@@ -97,7 +96,7 @@ def score_cam(
     work.tick(count * len(x) - len(images))
     is_flat = alike(torch.cat([scores, blank[:, None], resolved.score(logits)[:, None]], dim=1), errors)
     weights = scores.softmax(dim=1).masked_fill(is_flat[:, None], 0.0)
-    return Attribution(weighted_sum(activation, weights, chosen), logits, passes=1.0 + count)
+    return Attribution(weighted_sum(activation, weights, chosen), logits)
 
 
 def _with_contrast(activation: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from salviz.work import Work
         signed=True,
         passes=two_passes,
         explains_predicted=True,
-        shares=lambda parameters: GRADIENT,
+        shares=lambda parameters: {GRADIENT: 2.0},
         failures="Noisy; in saturated models the gradient vanishes where the evidence is strongest.",
     )
 )
@@ -55,7 +55,7 @@ def gradient(
         signed=True,
         passes=two_passes,
         explains_predicted=True,
-        shares=lambda parameters: GRADIENT,
+        shares=lambda parameters: {GRADIENT: 2.0},
         failures="Shows the picture itself: edges of the input shine through whatever the model does.",
     )
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
-from salviz.methods.rectifiers import deconvnet_gradient, guided_gradient, needs_relu, no_relu
+from salviz.methods.rectifiers import GUIDED, deconvnet_gradient, guided_gradient, needs_relu, no_relu
 from salviz.targets import Target
 from salviz.work import Work
 
@@ -31,7 +31,7 @@ from salviz.work import Work
         failures="Fails the parameter randomisation test: the map stays when the head is re-initialised.",
         refusal=needs_relu,
         needs="ReLU or ReLU6",
-        shares=lambda parameters: "guided backprop",
+        shares=lambda parameters: {GUIDED: 2.0},
     )
 )
 def guided_backprop(

@@ -114,10 +114,10 @@ def _passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
     return 2.0 * float(parameters["samples"])
 
 
-def _shares(parameters: Mapping[str, Any]) -> Hashable:
+def _shares(parameters: Mapping[str, Any]) -> Mapping[Hashable, float]:
     if parameters["tolerance"]:
-        return None
-    return _STREAM, parameters["samples"], parameters["noise"]
+        return {}
+    return {(_STREAM, parameters["samples"], parameters["noise"]): 2.0 * float(parameters["samples"])}
 
 
 @register(
