@@ -21,8 +21,9 @@ from salviz.maps import resize, scale_minmax
 from salviz.methods.cam.channels import strongest
 from salviz.methods.cam.contrast import similar_classes
 from salviz.methods.cam.eigen import first_component
-from salviz.methods.cam.head import Head
+from salviz.methods.cam.head import Head, _recipes
 from salviz.methods.cam.masked import as_mask
+from salviz.methods.cam.pooled import has_pooled_head
 from salviz.methods.passes import Trunk, shared_trunk
 from salviz.targets import ClassTarget, PredictedTarget
 from salviz.work import Work
@@ -586,6 +587,27 @@ class Foreign(Concatenating):
         stem = self.stem(x)
         stem = stem.relu_() + x.mean(dim=1, keepdim=True)
         return self.fc(torch.cat([stem, self.block(stem)], dim=1).relu().mean(dim=(2, 3)))
+
+
+def test_memory_that_ran_out_says_nothing_of_the_head() -> None:
+    """The batch is halved, and what is remembered of the net is what was found out with fewer images."""
+    classifier, x = classifier_of(Concatenating(), size=12, classes=3), images(4, 12)
+    ran: list[int] = []
+
+    def tight(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        ran.append(len(inputs[0]))
+        if len(ran) in (2, 3):  # The first is the batch, the next a trial of the head.
+            raise torch.OutOfMemoryError("too many")
+
+    # What is found out by other passes is known before.
+    assert methods.get("ablation_cam").refusal(classifier) is None
+    assert not has_pooled_head(classifier)
+    handle = classifier.runtime.fc.register_forward_pre_hook(tight)
+    found = explain(classifier, x, "ablation_cam", [2, 1, 0, 2], batch_size=4)
+    handle.remove()
+    again = explain(classifier, x, "ablation_cam", [2, 1, 0, 2], batch_size=4)
+    assert _recipes[classifier.module]["block"].skipped == {"stem"}
+    torch.testing.assert_close(found.maps, again.maps, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("net", [Concatenating, Repeating, Foreign])
