@@ -21,7 +21,7 @@ from salviz.exploration import Exploration, single
 from salviz.images import Picture
 from salviz.request import Request, precision_of
 from salviz.targets import RUNNER_UP
-from salviz.work import Progress, silent
+from salviz.work import Parts, Progress, silent
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,7 @@ def compare(
     for request in dict.fromkeys(requests):
         if request.digest not in found:
             groups.setdefault(_group(request, groups), []).append(request)
-    total = sum(_passes(classifiers[group[0].weights], group) for group in groups.values())
-    before = 0.0
+    counter = Parts(progress, sum(_passes(classifiers[group[0].weights], group) for group in groups.values()))
 
     def so_far() -> Comparison:
         return Comparison(tuple(requests), dict(found), dict(problems))
@@ -109,11 +108,10 @@ def compare(
         refusals = {request: _refusal(classifier, request) for request in group}
         problems.update({request.digest: told for request, told in refusals.items() if told is not None})
         able = [request for request in group if refusals[request] is None]
-        ahead = _after(progress, before, total)
 
-        def attempt(chosen: list[Request], classifier: Classifier = classifier, ahead: Progress = ahead) -> str | None:
+        def attempt(chosen: list[Request], classifier: Classifier = classifier) -> str | None:
             try:
-                _explain(classifier, picture, chosen, found, lambda: publish(so_far()), batch_size, ahead)
+                _explain(classifier, picture, chosen, found, lambda: publish(so_far()), batch_size, counter.part)
             except Cancelled:
                 raise
             except SalvizError as error:
@@ -129,7 +127,7 @@ def compare(
                 problem = attempt([request])
                 if problem is not None:
                     problems[request.digest] = problem
-        before += _passes(classifier, group)
+        counter.end(_passes(classifier, group))
         publish(so_far())
     return so_far()
 
@@ -147,11 +145,6 @@ def _refusal(classifier: Classifier, request: Request) -> str | None:
 
 def _fault(classifier: Classifier) -> str:
     return f"It failed on {classifier.title}, which is a fault of Salviz; the log says where. Leave this row out."
-
-
-def _after(progress: Progress, before: float, total: float) -> Progress:
-    """Progress of a part as progress of the whole."""
-    return lambda done, _: progress(round(before + done), max(round(total), round(before + done)))
 
 
 def _check(classifiers: Mapping[str, Classifier], picture: Picture, requests: Sequence[Request]) -> None:

@@ -312,6 +312,11 @@ def _explain_part(
     elif logits is None:
         logits = shared_logits(classifier, x, work)
     resolved = target.resolve(logits)
+    passes = _made(step, found, x)
+    if passes != step.passes * len(x) and step.settings.get("tolerance"):
+        # It stopped early: what was promised of it is no longer to come.
+        work.total += round(passes - step.passes * len(x))
+        work.tick(0)
     return Explained(
         found.maps.float(),
         logits.float(),
@@ -320,10 +325,20 @@ def _explain_part(
         found.completeness,
         found.standard_error,
         found.samples,
-        (step.passes if found.passes is None else found.passes) * len(x),
+        passes,
         seconds,
         (int(x.shape[2]), int(x.shape[3])),
     )
+
+
+def _made(step: _Step, found: Attribution, x: Tensor) -> float:
+    """Image passes a batch took: each image as many as its samples cost, where a tolerance may have stopped it."""
+    if found.passes is not None:
+        return found.passes * len(x)
+    if found.samples is None or not step.settings.get("tolerance"):
+        return step.passes * len(x)
+    size = (int(x.shape[2]), int(x.shape[3]))
+    return sum(step.method.card.passes({**step.settings, "samples": count}, size) for count in found.samples.tolist())
 
 
 def _join(parts: Sequence[Explained]) -> Explained:

@@ -41,6 +41,7 @@ class Exploration:
         passes: Image passes they took.
         rivals: `(R,)` int64, the class each contrast is against, or None.
         standard_error: `(R,)` of a sampling method, as a share of the map's own spread, or None.
+        samples: `(R,)` samples behind it, or None.
     """
 
     request: Request
@@ -56,6 +57,7 @@ class Exploration:
     passes: float
     rivals: Tensor | None = None
     standard_error: Tensor | None = None
+    samples: Tensor | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -190,6 +192,7 @@ def collected(
         passes=sum(part.passes for part in parts),
         rivals=joined("rivals"),
         standard_error=joined("standard_error"),
+        samples=joined("samples"),
     )
 
 

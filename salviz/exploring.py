@@ -23,7 +23,7 @@ from salviz.images import Picture
 from salviz.request import Request, precision_of, request_for
 from salviz.similarity import ssim
 from salviz.transforms import Realignment, Variant, augment
-from salviz.work import Progress, silent
+from salviz.work import Parts, Progress, silent
 
 SLOW_PASSES = 4.0
 """Methods above this many passes an image show the clean map first and the variants as they come."""
@@ -130,7 +130,7 @@ def explore_set(
     slow = [request for request in requests if _passes(request, size) > SLOW_PASSES]
     quick = [request for request in requests if request not in slow]
     runs = [_Run(classifier, quick, seen, batch_size, None), _Run(classifier, slow, seen, batch_size, publish)]
-    counter = _Counter(progress, sum(rows * run.passes for run in runs))
+    counter = Parts(progress, sum(rows * run.passes for run in runs))
     found: dict[str, Exploration] = {}
     for run in runs:
         if run.requests:
@@ -158,21 +158,6 @@ def _passes(request: Request, size: tuple[int, int]) -> float:
     return methods.get(request.method).card.passes(request.settings, size)
 
 
-class _Counter:
-    """Image passes of all parts, told as they are made."""
-
-    def __init__(self, progress: Progress, total: float) -> None:
-        self.progress, self.total, self.before = progress, round(total), 0
-
-    def part(self, done: int, total: int) -> None:
-        """Passes of the part at hand."""
-        self.progress(self.before + done, max(self.total, self.before + done))
-
-    def end(self, passes: float) -> None:
-        """A part is through."""
-        self.before += round(passes)
-
-
 class _Run:
     """Explorations under way: collects the rows of each method and compares them with its row 0."""
 
@@ -194,7 +179,7 @@ class _Run:
         self.ssim: dict[str, list[Tensor]] = {request.method: [] for request in requests}
         self.clean: dict[str, Tensor] = {}
 
-    def all(self, counter: _Counter) -> dict[str, Exploration]:
+    def all(self, counter: Parts) -> dict[str, Exploration]:
         """All rows of all methods."""
         request, count = self.requests[0], len(self.prepared.frames)
         cuts = [0, 1, *range(1 + GROUP, count, GROUP), count] if self.publish and count > 1 else [0, count]
@@ -204,7 +189,7 @@ class _Run:
             self._explain(changed(self.classifier, change, request.seed), slice(0, 1), counter)
         return {request.method: self._result(request) for request in self.requests}
 
-    def _explain(self, classifier: Classifier, rows: slice, counter: _Counter) -> None:
+    def _explain(self, classifier: Classifier, rows: slice, counter: Parts) -> None:
         """Explain some frames under a model and compare the maps with the clean ones."""
         frames, request = self.prepared.frames[rows], self.requests[0]
         found = engine.explain_set(

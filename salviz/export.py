@@ -138,6 +138,7 @@ def manifest(exploration: Exploration, classifier: Classifier, picture: Picture)
         ],
         "completeness": _numbers(exploration.completeness),
         "standard_error": _numbers(exploration.standard_error),
+        "samples": _numbers(exploration.samples),
         "scores": scores_dict(scores(exploration), seed=request.seed),
         "passes": exploration.passes,
         "seconds": exploration.seconds,

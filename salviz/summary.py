@@ -47,7 +47,8 @@ def lines(exploration: Exploration, classifier: Classifier, picture: Picture) ->
     if exploration.completeness is not None:
         found.append(f"Completeness error {float(exploration.completeness[0]):.2g}")
     if exploration.standard_error is not None:
-        found.append(f"Standard error {float(exploration.standard_error[0]):.1%} of the map's spread")
+        after = "" if exploration.samples is None else f", after {int(exploration.samples[0]):,} samples"
+        found.append(f"Standard error {float(exploration.standard_error[0]):.1%} of the map's spread{after}")
     if len(predicted) == 1:
         return found
     kept = [index == predicted[0] for index in predicted[1:]]

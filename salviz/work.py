@@ -137,6 +137,35 @@ class Work:
         self._shared.clear()
 
 
+class Parts:
+    """Progress of work in parts, as progress of the whole."""
+
+    def __init__(self, progress: Progress, total: float) -> None:
+        """Nothing is made yet.
+
+        Args:
+            progress: Called with (done, total) of the whole.
+            total: Image passes that are promised of all parts.
+        """
+        self._progress, self._total, self._before, self._now = progress, total, 0, 0
+
+    def part(self, done: int, total: int) -> None:
+        """Passes of the part at hand; a `Progress`."""
+        self._now = done
+        self._tell(self._before + done)
+
+    def end(self, promised: float) -> None:
+        """A part is through, maybe with fewer passes than were promised of it."""
+        self._total += self._now - promised
+        self._before += self._now
+        if self._now != round(promised):
+            self._tell(self._before)
+        self._now = 0
+
+    def _tell(self, done: int) -> None:
+        self._progress(done, max(round(self._total), done))
+
+
 def has_room_beside(device: torch.device) -> bool:
     """Whether something else can be computed while a model computes on a device, and costs it nothing.
 

@@ -12,14 +12,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from salviz import engine, exploration, maps, methods
+from salviz import engine, exploration, maps, methods, summary
 from salviz.changes import changed
 from salviz.classifiers.classifier import Checkpoint, Classifier
 from salviz.classifiers.digests import weights_digest
 from salviz.classifiers.loading import at_checkpoint, untrained
+from salviz.comparison import compare
 from salviz.errors import Cancelled, MethodError, RequestError, SalvizError
 from salviz.exploration import Exploration
 from salviz.exploring import explore, explore_set, prepare
+from salviz.export import manifest
 from salviz.images import Picture
 from salviz.request import request_for
 from salviz.similarity import spearman, ssim
@@ -224,6 +226,30 @@ def test_progress_rises_to_its_total() -> None:
     assert done == sorted(done)
     assert {tick[1] for tick in ticks} == {54}
     assert ticks[-1] == (54, 54)
+
+
+def test_an_early_stop_is_told_with_its_samples_and_passes() -> None:
+    classifier = trained()
+    settings = {"samples": 500, "tolerance": 0.9, "noise": 0.1}
+    asked = request(classifier, method="smoothgrad", parameters=settings, changes=["untrained"])
+    ticks: list[tuple[int, int]] = []
+    found = explore(classifier, PICTURE, asked, progress=lambda *tick: ticks.append(tick))
+    assert found.samples is not None
+    assert found.samples.shape == (6,)
+    assert (found.samples < 500).all()
+    assert found.passes == 2 * float(found.samples.sum())
+    assert ticks[0][1] == 6 * 1000
+    assert ticks[-1] == (found.passes, found.passes)
+    assert manifest(found, classifier, PICTURE)["samples"] == found.samples.tolist()
+    (line,) = [line for line in summary.lines(found, classifier, PICTURE) if line.startswith("Standard error")]
+    assert line.endswith(f"of the map's spread, after {int(found.samples[0])} samples")
+    alone = request(classifier, method="smoothgrad", parameters=settings, variants=())
+    ticks.clear()
+    compared = compare(
+        {classifier.digest: classifier}, PICTURE, [alone], progress=lambda *tick: ticks.append(tick)
+    ).rows[0]
+    assert compared.samples == found.samples[:1]
+    assert ticks[-1] == (compared.passes, compared.passes)
 
 
 def test_completeness_comes_with_every_row() -> None:

@@ -170,7 +170,8 @@ class MethodCard:
         refusal: Why it cannot explain a classifier, or None; asked before anything runs.
         needs: What it needs of a classifier, in a few words; empty where it explains any.
         has_target: Whether the map depends on the class that is explained.
-        stochastic: Whether it draws samples; it then reports a standard error and has a `tolerance`.
+        stochastic: Whether it draws samples; it then reports a standard error and how many it drew, and its settings
+            `samples` and `tolerance` bound that number.
         stream: Purpose its random numbers are seeded with; its id where empty. Methods with one stream draw the same.
         completeness: What its completeness error is measured between, as the end of a sentence; empty where it promises
             none. `{error}` stands for how much more or less, `{score}` for what is explained, and `{linear}` for that

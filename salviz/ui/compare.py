@@ -215,7 +215,7 @@ def _text(
     lines.append(f"{width} × {height} cells, scale {format_value(low)} to {format_value(high)}")
     lines.append(f"{duration(row.seconds)}, {panels.counted(row.passes, 'pass', 'passes')}")
     if row.standard_error is not None:
-        lines.append(f"standard error {panels.share(float(row.standard_error[0]))} of its spread")
+        lines.append(panels.standard_error(row))
     if row.completeness is not None:
         lines.append(panels.completeness(row))
     lines += panels.flatness(row)

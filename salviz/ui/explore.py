@@ -155,7 +155,7 @@ def _facts(shown: Shown | None) -> None:
         f"{panels.counted(round(exploration.passes), 'pass', 'passes')} in {exploration.seconds:.1f} s",
     ]
     if exploration.standard_error is not None:
-        parts.append(f"standard error {panels.share(float(exploration.standard_error[0]))} of its spread")
+        parts.append(panels.standard_error(exploration))
     if exploration.completeness is not None:
         parts.append(panels.completeness(exploration))
     parts += panels.flatness(exploration)

@@ -239,6 +239,14 @@ def completeness(exploration: Any) -> str:
     return f"completeness error {format_value(error)}: {told}"
 
 
+def standard_error(exploration: Any) -> str:
+    """How unsure a clean map of a sampling method is, and how many samples it took."""
+    told = f"standard error {share(float(exploration.standard_error[0]))} of its spread"
+    if exploration.samples is None:
+        return told
+    return f"{told} after {counted(int(exploration.samples[0]), 'sample', 'samples')}"
+
+
 def flatness(exploration: Any) -> list[str]:
     """What to say of a clean map that shows nothing, if it does."""
     for is_signed, sentence in (

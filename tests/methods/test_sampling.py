@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 import salviz
 from salviz import engine
 from salviz.images import open_sample
+from salviz.methods import METHODS
 from salviz.methods.sampling import Estimate, unfinished
 from salviz.targets import ClassTarget
 from tests.models import LinearNet, classifier_of, images, timm_model, toy
@@ -68,6 +69,46 @@ def test_a_tolerance_stops_each_image_by_itself() -> None:
     alone = smooth(["a"], samples=400, tolerance=0.5)
     assert alone.samples[0] == both.samples[0]
     torch.testing.assert_close(alone.maps[0], both.maps[0], rtol=1e-3, atol=1e-5 * float(both.maps.abs().max()))
+
+
+SAMPLED = {
+    "smoothgrad": (2, {}),
+    "smoothgrad_squared": (2, {}),
+    "vargrad": (2, {}),
+    "ig_smoothgrad": (2 * 2 + 1, {"steps": 2}),
+    "expected_gradients": (3, {}),
+    "rise": (1, {"cells": 4, "centre": True}),
+    "lime": (1, {"segments": 6, "segmentation": "slic"}),
+    "kernel_shap": (1, {"segments": 6}),
+}
+"""Passes of a sample, and settings of every sampling method."""
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.card.stochastic])
+def test_an_early_stop_tells_the_passes_that_were_made(method: str) -> None:
+    each, settings = SAMPLED[method]
+    classifier, x = toy(), images(3, 32) * torch.tensor([0.2, 1, 5]).view(3, 1, 1, 1)
+    target, digests, ticks = ClassTarget(torch.tensor([3, 7, 1])), ["a", "b", "c"], []
+    options = {"target": target, "digests": digests, "method": method}
+    few = engine.explain(classifier, x, parameters={"samples": 128, **settings}, **options)
+    # Errors fall with the root of the samples, so that no image needs all.
+    settings = {**settings, "samples": 500, "tolerance": min(1.0, float(few.standard_error.max()) / 1.4)}
+    made = []
+    handle = classifier.runtime.register_forward_pre_hook(lambda module, inputs: made.append(len(inputs[0])))
+    found = engine.explain(
+        classifier, x, parameters=settings, progress=lambda *told: ticks.append(told), batch_size=16, **options
+    )
+    handle.remove()
+    assert (found.standard_error <= settings["tolerance"]).all()
+    assert (found.samples < 500).all()
+    # Blank images and, of LIME, the image itself, whose score is known.
+    beside = {"ig_smoothgrad": 3, "kernel_shap": 3, "lime": -3}.get(method, 0)
+    assert found.passes == each * float(found.samples.sum()) + beside
+    assert ticks[-1] == (found.passes, found.passes)
+    # A forward for two of a gradient's passes; and beside them the blank image and the logits, once.
+    forwards = {"ig_smoothgrad": 3, "expected_gradients": 2}.get(method, 1)
+    beside = sum(made) - forwards * int(found.samples.sum())
+    assert beside == {"ig_smoothgrad": 1 + 3, "lime": 3 - 3, "kernel_shap": 3 + 3}.get(method, 3)
 
 
 def test_vargrad_is_the_variance_of_smoothgrads_samples() -> None:
