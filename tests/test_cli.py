@@ -142,6 +142,40 @@ def test_classes_are_given_by_number_id_or_name(
     assert (told["request"]["target"], told["request"]["label"]) == (index, index)
 
 
+def test_the_most_probable_classes_are_explained_one_after_the_other(
+    small: Classifier, image: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prep, picture = small.preprocessing, open_path(image)
+    top = small.predict(prep.normalise(prep.frame(picture.image)[None]))[0].topk(3).indices.tolist()
+    options = [image, "--augment", "flip_lr", "--changes", "none"]
+    told = manifest_of(capsys, *options, "--target", "top:3", "--out", str(tmp_path / "out"))
+    assert [one["request"]["target"] for one in told] == top
+    folders = [tmp_path / "out" / f"{rank}_class_{index}" for rank, index in enumerate(top, start=1)]
+    assert sorted((tmp_path / "out").iterdir()) == folders
+    for folder, one, index in zip(folders, told, top, strict=True):
+        alone = manifest_of(capsys, *options, "--target", str(index), "--out", str(tmp_path / "alone"))
+        assert one["digest"] == alone["digest"]
+        assert one["files"] == [str(folder / Path(file).name) for file in alone["files"]]
+        with np.load(folder / "maps.npz") as found, np.load(tmp_path / "alone" / "maps.npz") as expected:
+            for name in ("raw", "signed", "logits", "classes"):
+                np.testing.assert_array_equal(found[name], expected[name])
+    assert main(["explain", *options, "--target", "top:2"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^Explained .*\((\d+)\)$", text, re.MULTILINE) == [str(index) for index in top[:2]]
+    assert text.count("\n\npicture.png") == 1
+
+
+def test_the_most_probable_classes_against_another(
+    small: Classifier, image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [image, "--augment", "none", "--changes", "none"]
+    first, second = (one["request"]["target"] for one in manifest_of(capsys, *options, "--target", "top:2"))
+    told = manifest_of(capsys, *options, "--target", "top:2", "--against", str(first))
+    assert [one["request"]["target"] for one in told] == [first, second]
+    # A class cannot stand against itself: the runner-up takes its place.
+    assert [one["rival_classes"] for one in told] == [[second], [first]]
+
+
 def test_a_file_named_after_its_class_has_a_label(
     small: Classifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +233,9 @@ REFUSED = [
     (["explain", "IMAGE", "--target", "unicorn"], "No class is called 'unicorn'"),
     (["explain", "IMAGE", "--label", "cat"], "'cat' may mean"),
     (["explain", "IMAGE", "--output", "loss"], "logit or probability"),
+    (["explain", "IMAGE", "--target", "top:0"], "top:3, not 'top:0'"),
+    (["explain", "IMAGE", "--target", "top:"], "top:3, not 'top:'"),
+    (["explain", "IMAGE", "--target", "top:2.5"], "top:3, not 'top:2.5'"),
     (["explain", "IMAGE", "--augment", "rotate"], "needs a magnitude"),
     (["explain", "IMAGE", "--augment", "twist:+3"], "no augmentation"),
     (["explain", "IMAGE", "--changes", "retrained"], "no change 'retrained'"),

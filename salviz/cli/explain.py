@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from salviz.cli.arguments import (
@@ -18,10 +19,14 @@ from salviz.cli.arguments import (
     split,
     whole,
 )
+from salviz.errors import RequestError
 
 if TYPE_CHECKING:
     from salviz.classifiers import Labels
     from salviz.images import Picture
+
+TOP = "top:"
+"""Begins a target that stands for the most probable classes."""
 
 
 def add(commands: Any) -> None:
@@ -42,7 +47,8 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     what.add_argument(
         "--target", default="predicted", metavar="CLASS",
-        help="a class by number, WordNet id or name, or 'predicted' for each input's own (default)",
+        help="a class by number, WordNet id or name, 'predicted' for each input's own (default), or 'top:3' for the "
+        "picture's three most probable ones, one after the other",
     )  # fmt: skip
     what.add_argument(
         "--against", metavar="CLASS",
@@ -88,7 +94,10 @@ def _explain(options: argparse.Namespace) -> None:
     data_range = data_range_of(options.data_range)
     variants = named_variants(options.augment, options.seed, picture.digest)
 
+    count = _top(options.target)
+
     from salviz import explore, export, summary
+    from salviz.comparison import for_top_classes
     from salviz.render import Display
     from salviz.request import request_for
 
@@ -100,7 +109,7 @@ def _explain(options: argparse.Namespace) -> None:
         classifier,
         method=options.method,
         parameters=settings,
-        target=None if options.target == "predicted" else class_of(labels, options.target),
+        target=None if count or options.target == "predicted" else class_of(labels, options.target),
         against=_rival(labels, options.against),
         output=options.output,
         label=_label(labels, options.label, picture),
@@ -109,19 +118,38 @@ def _explain(options: argparse.Namespace) -> None:
         data_range=data_range,
         seed=options.seed,
     )
+    requests = for_top_classes(classifier, picture, request, count) if count else [request]
     with Counter() as counter:
-        found = explore(classifier, picture, request, batch_size=options.batch_size, progress=counter.show)
-    files = []
-    if options.out is not None:
-        display = Display(colormap=options.colormap, opacity=options.opacity, is_signed=options.signed)
-        files = export.save(found, classifier, picture, display, options.out)
+        results = [
+            explore(classifier, picture, one, batch_size=options.batch_size, progress=counter.show) for one in requests
+        ]
+    display = Display(colormap=options.colormap, opacity=options.opacity, is_signed=options.signed)
+    told = []
+    for rank, found in enumerate(results, start=1):
+        files, folder = [], options.out
+        if folder is not None:
+            # Ranks first, so that folders stand in the order of the classes.
+            folder = Path(folder) / f"{rank}_class_{found.request.target}" if count else folder
+            files = export.save(found, classifier, picture, display, folder)
+        if options.json:
+            told.append({**export.manifest(found, classifier, picture), "files": [str(file) for file in files]})
+            continue
+        print_lines([""] if rank > 1 else [])
+        print_lines(summary.lines(found, classifier, picture))
+        if files:
+            print(f"Wrote {', '.join(file.name for file in files)} to {folder}")
     if options.json:
-        written = {**export.manifest(found, classifier, picture), "files": [str(file) for file in files]}
-        print_json(written)
-        return
-    print_lines(summary.lines(found, classifier, picture))
-    if files:
-        print(f"Wrote {', '.join(file.name for file in files)} to {options.out}")
+        print_json(told if count else told[0])
+
+
+def _top(target: str) -> int:
+    """How many of the most probable classes `top:3` asks for; 0 where the target is something else."""
+    if not target.startswith(TOP):
+        return 0
+    number = target.removeprefix(TOP)
+    if not number.isdecimal() or int(number) < 1:
+        raise RequestError(f"The most probable classes are asked for as --target top:3, not {target!r}.")
+    return int(number)
 
 
 def _rival(labels: Labels, given: str | None) -> int | Literal["runner_up"] | None:
