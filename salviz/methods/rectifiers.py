@@ -126,6 +126,20 @@ def as_activation(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     return Activation(name, x, apply, bounds, is_inplace)
 
 
+def overwrite(call: Activation, result: Tensor) -> Tensor:
+    """What a net gets of an activation that was computed in another way, written over its input where the net does so.
+
+    A net that works in place may read what it has overwritten, and not the answer.
+
+    Args:
+        call: As the net made it.
+        result: Of the input's shape, made of it without reading its memory again on the way back.
+    """
+    # A leaf that wants a gradient cannot be overwritten, nor did the net do so with what was a constant to it.
+    is_leaf = call.x.is_leaf and call.x.requires_grad and torch.is_grad_enabled()
+    return call.x.copy_(result) if call.is_inplace and not is_leaf else result
+
+
 def as_product(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
     """The factors of a product of two tensors, such as a gate and what it gates; None where it is something else.
 

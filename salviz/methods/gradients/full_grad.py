@@ -16,7 +16,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.lean import clip_
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
 from salviz.methods.gradients.terms import Bias, ClipWithTerms, FullGradTerms, under
-from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
+from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product, overwrite
 from salviz.targets import Target
 from salviz.work import Work
 
@@ -70,21 +70,25 @@ class _BiasMode(TorchFunctionMode):
             return out
         activation = as_activation(func, args, kwargs)
         if activation is not None:
-            # In place where the net does so and the input is not needed any more.
+            # In place where the net does so: it may read what it has overwritten, and not the answer.
             bounds, x = activation.bounds, activation.x
-            if bounds is None or bounds[0] != 0.0:
-                out = activation.apply(x)
+            is_clip = bounds is not None and bounds[0] == 0.0
+            # The intercept needs the input, and a hook on a view that was overwritten is never called.
+            is_copied = activation.is_inplace and (not is_clip or x._is_view())
+            given = x.clone() if is_copied else x
+            if is_copied or bounds is None or not is_clip:
+                out = activation.apply(given)
             elif self._overwrites(func, activation) and self._is_picture(x):
                 return ClipWithTerms.apply(x, bounds[1], self.terms, self._biases.get(x))  # type: ignore[no-untyped-call]
             elif func is F.hardtanh and activation.is_inplace:
                 out = clip_(x, *bounds)
             else:
                 out = func(*args, **kwargs)
-            self._note(out, is_last=activation.x in self._is_last)
+            self._note(out, is_last=x in self._is_last)
             if activation.name not in HOMOGENEOUS:
-                z = activation.x.detach()
+                z = given.detach()
                 self._watch(out, lambda: _intercept(activation, z, out.detach()))
-            return out
+            return overwrite(activation, out) if is_copied else out
         factors = as_product(func, args)
         if factors is not None and all(factor.requires_grad for factor in factors):
             out = func(*args, **kwargs)

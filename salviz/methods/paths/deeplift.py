@@ -17,7 +17,7 @@ from salviz.errors import MethodError
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
 from salviz.methods.passes import blank_like
 from salviz.methods.paths.integrated import BASELINE
-from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product
+from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product, overwrite
 from salviz.pieces import parts
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
@@ -232,7 +232,11 @@ class _Differences(TorchFunctionMode):
         call = as_activation(func, args, kwargs)
         if call is not None:
             before = self._pair(call.name, call.x)
-            return call.apply(call.x) if before is None else _Rescaled.apply(call.x, call, before[0])
+            if before is None:
+                # Over its input, as in the picture's pass: the net may read that, and not the answer.
+                self._keep(call)
+                return overwrite(call, call.apply(call.x))
+            return _Rescaled.apply(call.x, call, before[0])
         pooling = _as_pooling(func, args, kwargs)
         if pooling is not None:
             before = self._pair("max pooling", pooling[0])
@@ -246,6 +250,16 @@ class _Differences(TorchFunctionMode):
             if before is not None and all(factor.requires_grad for factor in factors):
                 return _RescaledProduct.apply(*factors, *before)
         return func(*args, **kwargs)
+
+    def _keep(self, call: Activation) -> None:
+        """Copy what was noted of the tensor that a call of the baseline's pass is about to overwrite."""
+        if not call.is_inplace:
+            return
+        place = call.x.untyped_storage().data_ptr()
+        for row, (name, version, given) in enumerate(self._seen):
+            is_met = any(part.untyped_storage().data_ptr() == place for part in given)
+            if is_met and version == sum(part._version for part in given):
+                self._seen[row] = (name, 0, tuple(part.clone() for part in given))
 
     def _pair(self, name: str, *given: Tensor) -> tuple[Tensor, ...] | None:
         """What the baseline gave to this call, or None in the baseline's own pass."""

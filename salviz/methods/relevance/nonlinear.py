@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from salviz.methods.rectifiers import Activation
+from salviz.methods.rectifiers import Activation, overwrite
 from salviz.methods.relevance.rules import NoRuleError, carry, clip_carried
 from salviz.pieces import parts
 
@@ -49,32 +49,23 @@ def rectified(call: Activation, *, is_untouched: bool) -> Tensor:
     if call.is_inplace and is_untouched and clip_carried(x, high):
         return x
     is_inplace = call.is_inplace and not (x.is_leaf or x._is_view())
-    if math.isinf(high):
-        return F.relu(x, inplace=is_inplace)
-    result: Tensor = _Clipped.apply(x, high, is_inplace)
-    return result
+    result: Tensor = F.relu(x, inplace=is_inplace) if math.isinf(high) else _Clipped.apply(x, high, is_inplace)
+    return result if result is x else overwrite(call, result)
 
 
-def through(name: str, func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def through(call: Activation) -> Tensor:
     """An elementwise function by the identity rule: relevance goes through, so `g_in = g f(x) / x` (AttnLRP, eq. 9).
 
     Args:
-        name: Of the function.
-        func: The function, which is 0 at 0; perhaps one that works in place.
-        args: Its arguments.
-        kwargs: Its arguments by name.
+        call: Of a function that is 0 at 0.
     """
-    x: Tensor = args[0] if args else kwargs["input"]
-    flat = x.detach()
-    # Some work in place: they get a copy.
-    others = {key: value for key, value in kwargs.items() if key != "input"}
-    is_in_place = name.endswith("_") or others.get("inplace") or any(value is True for value in args)
-    value = func(flat.clone() if is_in_place else flat, *args[1:], **others)
-    if name == "silu":
-        return carry(x, flat.sigmoid(), value)
+    flat = call.x.detach()
+    value = call.apply(flat)
+    if call.name == "silu":
+        return overwrite(call, carry(call.x, flat.sigmoid(), value))
     is_zero = flat == 0
-    factor = torch.where(is_zero, _SLOPES.get(name, 1.0), value / torch.where(is_zero, 1.0, flat))
-    return carry(x, factor, value)
+    factor = torch.where(is_zero, _SLOPES.get(call.name, 1.0), value / torch.where(is_zero, 1.0, flat))
+    return overwrite(call, carry(call.x, factor, value))
 
 
 _ARGUMENTS = {

@@ -179,10 +179,12 @@ class PropagationMode(TorchFunctionMode):
             is_positive = False
         elif name in _THROUGH:
             call = as_activation(func, args, kwargs)
-            if call is not None and call.bounds is not None and call.bounds[0] == 0.0:
+            if call is None:
+                raise NoRuleError(name)
+            if call.bounds is not None and call.bounds[0] == 0.0:
                 result, is_positive = rectified(call, is_untouched=call.x in self._untouched), True
             else:
-                result = through(name, func, args, kwargs)
+                result = through(call)
         elif name in _SCALES:
             found = func(*args, **kwargs)
             result = (found[0].detach(), found[1]) if name == "var_mean" else _swap(found, Tensor.detach)
