@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from salviz import engine, maps, methods
-from salviz.errors import MethodError
+from salviz.errors import MethodError, Refusal
 from salviz.methods.passes import gaussian_noise
 from salviz.methods.paths.deeplift import _multiplier
 from salviz.methods.paths.guided import GuidedPath
@@ -381,5 +381,14 @@ def test_deeplift_refuses_a_net_that_takes_another_way_for_the_baseline() -> Non
             y = self.linear(x.flatten(1))
             return F.relu(y) if bool((x != 0).any()) else y
 
+    classifier = classifier_of(Net(), size=2, classes=3)
     with pytest.raises(MethodError, match="another way"):
-        explain(classifier_of(Net(), size=2, classes=3), torch.ones(1, 3, 2, 2), "deeplift", [0])
+        explain(classifier, torch.ones(1, 3, 2, 2), "deeplift", [0])
+    # Known before anything of a set is computed.
+    published = []
+    with pytest.raises(Refusal, match="another way"):
+        engine.explain_set(
+            classifier, torch.ones(1, 3, 2, 2), methods={"gradient": None, "deeplift": None}, digests=["a"],
+            publish=lambda method, found: published.append(method),
+        )  # fmt: skip
+    assert not published

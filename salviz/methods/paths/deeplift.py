@@ -280,6 +280,25 @@ class _Differences(TorchFunctionMode):
         return before
 
 
+def _two_ways(classifier: Classifier) -> str | None:
+    """Why the activations for the mean colour and for noise cannot be paired, or None."""
+    noise = torch.randn(1, 3, *classifier.preprocessing.input_size, generator=torch.Generator().manual_seed(0))
+    noise, _ = noise.to(classifier.device), classifier.runtime
+    # Both pictures are single: a net that cuts them up gets a baseline for each all the same.
+    differences = _Differences(is_single=False)
+    try:
+        with classifier.lock, torch.no_grad():
+            with differences:
+                classifier.forward(torch.zeros_like(noise))
+            differences.rewind()
+            with differences:
+                classifier.forward(noise)
+            differences.finish()
+    except MethodError as error:
+        return str(error)
+    return None
+
+
 def _head_slope(target: ClassTarget, logits: Tensor, logits0: Tensor) -> Tensor:
     """`(N, K)` mean gradient of the score on the straight way between two vectors of logits.
 
@@ -347,6 +366,8 @@ def _multiplier(
         parameters=(BASELINE,),
         explains_predicted=True,
         failures="Depends on the baseline; attention has no such rule, so in transformers the values do not add up.",
+        refusal=_two_ways,
+        needs="the same way through the net for every picture",
     )
 )
 def deeplift(
