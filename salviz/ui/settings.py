@@ -12,8 +12,8 @@ from salviz.transforms import AUGMENTATIONS, Variant, default_variants, draw_var
 from salviz.ui import fields, panels, session, state
 
 _SIGNS = {
-    "signed": "signed: above zero it speaks for the class, below zero against it.",
-    "unsigned": "unsigned: it says how much a place counts, not whether for or against the class.",
+    "signed": "signed, above zero for the class and below zero against it.",
+    "unsigned": "unsigned, how much a place counts and not whether for or against the class.",
 }
 
 

@@ -745,8 +745,8 @@ def test_display_choices_never_call_the_model(visit: Visit, tiny: str) -> None:
 @pytest.mark.parametrize(
     ("method", "sign", "needs"),
     [
-        ("guided_backprop", "signed: above zero it speaks for the class", "ReLU or ReLU6"),
-        ("edge", "unsigned: it says how much a place counts", "any classifier"),
+        ("guided_backprop", "signed, above zero for the class", "ReLU or ReLU6"),
+        ("edge", "unsigned, how much a place counts", "any classifier"),
     ],
 )
 def test_about_this_method_says_its_sign_and_what_it_needs(visit: Visit, method: str, sign: str, needs: str) -> None:
