@@ -75,6 +75,46 @@ class Estimate:
         return values.view(-1, *(1,) * (self.mean.ndim - 1))
 
 
+class VarianceEstimate(Estimate):
+    """Also how sure the variance is, from the third and fourth central moments (Pébay, SAND2008-6212, eq. 2.1)."""
+
+    def __init__(self, like: Tensor) -> None:
+        """Start empty; see `Estimate`."""
+        super().__init__(like)
+        self._cubes = torch.zeros_like(like)
+        self._fourths = torch.zeros_like(like)
+
+    def add(self, sample: Tensor, rows: Tensor | None = None) -> None:
+        """Take one more sample; see `Estimate.add`."""
+        chosen = slice(None) if rows is None or len(rows) == len(self.mean) else rows
+        n = self._wide(self.count[chosen] + 1)
+        delta = sample - self.mean[chosen]
+        step = delta / n
+        term = delta * step * (n - 1)
+        squares, cubes = self._squares[chosen], self._cubes[chosen]
+        self._fourths[chosen] += (
+            term * step.square() * (n * n - 3 * n + 3) + 6 * step.square() * squares - 4 * step * cubes
+        )
+        self._cubes[chosen] = cubes + term * step * (n - 2) - 3 * step * squares
+        super().add(sample, rows)
+
+    def variance_error(self) -> Tensor:
+        """`(N,)` standard error of `variance(ddof=0)`, as a share of that map's own spread; see `Estimate.error`.
+
+        The jackknife's (Efron & Stein, The Jackknife Estimate of Variance, 1981). Without sample i the variance with
+        n - 2 below it differs by `-n / ((n - 1) (n - 2))` times what the squared deviation of i is above their mean, so
+        that its squared error is `n^2 / ((n - 1) (n - 2)^2) (m4 - m2^2)` with the central moments `m2` and `m4`.
+        NaN before the third sample.
+        """
+        n = self._wide(self.count)
+        spread = (self._fourths / n - (self._squares / n).square()).clamp(min=0)
+        # With n below the variance instead of n - 1 it is smaller by that factor, and its error too.
+        squares = spread * (n - 1) / (n - 2).square()
+        noise = squares.flatten(1).mean(dim=1).sqrt()
+        found = relative_error(noise, self.variance(ddof=0), self.count)
+        return torch.where(self.count >= 3, found, torch.full_like(found, float("nan")))
+
+
 def alike(scores: Tensor, errors: Tensor) -> Tensor:
     """Images whose copies all have the same score: what was done to them makes no difference, and there is no map.
 

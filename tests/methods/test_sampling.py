@@ -11,7 +11,7 @@ import salviz
 from salviz import engine
 from salviz.images import open_sample
 from salviz.methods import METHODS
-from salviz.methods.sampling import Estimate, unfinished
+from salviz.methods.sampling import Estimate, VarianceEstimate, unfinished
 from salviz.targets import ClassTarget
 from tests.models import LinearNet, classifier_of, images, timm_model, toy
 
@@ -30,6 +30,27 @@ def test_moments_equal_numpys() -> None:
         np.testing.assert_allclose(found.variance()[image], own.var(0, ddof=1), rtol=1e-10)
         noise = np.sqrt((own.var(0, ddof=1) / count).mean())
         np.testing.assert_allclose(found.error()[image], noise / own.mean(0).std(ddof=1), rtol=1e-6)
+
+
+def test_the_variances_error_is_the_jackknifes() -> None:
+    """Left out one by one, by numpy."""
+    samples = np.random.default_rng(0).gamma(2, 3, (20, 2, 5, 6)) + 4
+    found = VarianceEstimate(torch.zeros(2, 5, 6, dtype=torch.float64))
+    plain = Estimate(torch.zeros(2, 5, 6, dtype=torch.float64))
+    for place, sample in enumerate(samples):
+        some = None if place < 12 else torch.tensor([1])  # the second image goes on alone
+        for estimate in (found, plain):
+            estimate.add(torch.from_numpy(sample if some is None else sample[1:]), some)
+        if place < 2:
+            assert torch.isnan(found.variance_error()).all()
+    torch.testing.assert_close(found.error(), plain.error())
+    for image, count in ((0, 12), (1, 20)):
+        own = samples[:count, image]
+        left = np.stack([np.delete(own, place, axis=0).var(0, ddof=1) for place in range(count)])
+        squares = (count - 1) / count * ((left - left.mean(0)) ** 2).sum(0)
+        variance = own.var(0)
+        error = np.sqrt(squares.mean()) * (count - 1) / count
+        np.testing.assert_allclose(found.variance_error()[image], error / variance.std(ddof=1), rtol=1e-8)
 
 
 def test_edges() -> None:
@@ -52,13 +73,25 @@ def smooth(digests: list[str], method: str = "smoothgrad", **settings: float) ->
     )  # fmt: skip
 
 
-def test_the_error_told_is_the_error_made() -> None:
+# Where gradients hardly change, their mean square is twice as sure as their variance.
+@pytest.mark.parametrize(("method", "noise"), [("smoothgrad", 0.15), ("smoothgrad_squared", 0.15), ("vargrad", 0.01)])
+def test_the_error_told_is_the_error_made(method: str, noise: float) -> None:
     """Over repetitions with other noise, the distance to the mean is what the standard error says."""
-    runs = [smooth([f"{run}"], samples=16) for run in range(12)]
+    runs = [smooth([f"{run}"], method, samples=16, noise=noise) for run in range(12)]
     maps = torch.stack([run.maps[0] for run in runs])
     made = (maps.var(dim=0).mean().sqrt() / maps.flatten(1).std(dim=1).median()).item()
     told = torch.cat([run.standard_error for run in runs]).median().item()
     assert 0.9 < told / made < 1.1
+
+
+def test_the_variances_error_is_the_same_whoever_drew_the_samples() -> None:
+    alone = smooth(["a", "b"], "vargrad", samples=4)
+    together = engine.explain_set(
+        timm_model("test_resnet"), images(2, 96), methods={key: {"samples": 4} for key in ("smoothgrad", "vargrad")},
+        digests=["a", "b"], target=ClassTarget(torch.tensor([3, 7])),
+    )  # fmt: skip
+    torch.testing.assert_close(together["vargrad"].standard_error, alone.standard_error)
+    assert (together["vargrad"].standard_error != together["smoothgrad"].standard_error).all()
 
 
 def test_a_tolerance_stops_each_image_by_itself() -> None:

@@ -12,12 +12,14 @@ from torch import Tensor
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, register
 from salviz.methods.passes import NOISE, SAMPLES, gaussian_noise, score_gradient
-from salviz.methods.sampling import CHECK, TOLERANCE, Estimate, unfinished
+from salviz.methods.sampling import CHECK, TOLERANCE, Estimate, VarianceEstimate, unfinished
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
 _STREAM = "smoothgrad"
 """The three draw the same noise, so that explaining with all of them costs one."""
+_VARIANCE = "error of the variance"
+"""What is wanted beside the samples where VarGrad is among the methods of a set."""
 
 _PARAMETERS = (
     SAMPLES,
@@ -27,17 +29,27 @@ _PARAMETERS = (
 _SMILKOV = "Smilkov, Thorat, Kim, Viégas, Wattenberg: SmoothGrad. arXiv 1706.03825, 2017."
 
 
+_Watched = Literal["value", "square", "variance"]
+
+
 @dataclass(frozen=True)
 class NoisyGradients:
     """Moments of the gradients of noisy copies.
 
     Attributes:
-        value: Of the gradient itself, `(N, 3, H, W)`.
+        value: Of the gradient itself, `(N, 3, H, W)`; a `VarianceEstimate` where that was wanted.
         square: Of its square.
     """
 
     value: Estimate
     square: Estimate
+
+    def error(self, watched: _Watched) -> Tensor:
+        """`(N,)` standard error of a moment."""
+        if watched == "variance":
+            assert isinstance(self.value, VarianceEstimate)  # noqa: S101 - it was wanted
+            return self.value.variance_error()
+        return (self.value if watched == "value" else self.square).error()
 
 
 def sample_gradients(
@@ -49,7 +61,8 @@ def sample_gradients(
     samples: int,
     work: Work,
     tolerance: float = 0.0,
-    watched: Literal["value", "square"] = "value",
+    watched: _Watched = "value",
+    is_variance_sure: bool = False,
 ) -> NoisyGradients:
     """Gradients of noisy copies, until there are enough.
 
@@ -62,8 +75,9 @@ def sample_gradients(
         work: Budget and progress.
         tolerance: Images whose `watched` moment is surer than this need no more copies.
         watched: Which moment.
+        is_variance_sure: Whether the variance's error is wanted, which takes more moments.
     """
-    found = NoisyGradients(Estimate(x), Estimate(x))
+    found = NoisyGradients(VarianceEstimate(x) if is_variance_sure else Estimate(x), Estimate(x))
     active = torch.arange(len(x), device=x.device)
     done = 0
     while done < samples and len(active):
@@ -80,12 +94,12 @@ def sample_gradients(
                 found.square.add(gradient.square(), active)
             work.tick(2 * len(batch))
         done += wanted
-        active = unfinished(active, getattr(found, watched).error(), tolerance) if tolerance else active
+        active = unfinished(active, found.error(watched), tolerance) if tolerance else active
     return found
 
 
 def _noisy_gradients(
-    watched: Literal["value", "square"],
+    watched: _Watched,
     classifier: Classifier,
     x: Tensor,
     target: Target,
@@ -103,8 +117,9 @@ def _noisy_gradients(
 
     def compute() -> NoisyGradients:
         return sample_gradients(
-            classifier, x, target, draw, samples=samples, work=work, tolerance=tolerance, watched=watched
-        )
+            classifier, x, target, draw, samples=samples, work=work, tolerance=tolerance, watched=watched,
+            is_variance_sure=watched == "variance" or (not tolerance and _VARIANCE in work.wanted),
+        )  # fmt: skip
 
     # With a tolerance each moment decides for itself when it is sure enough.
     return work.once((_STREAM, samples, noise, (watched, tolerance) if tolerance else None), compute)
@@ -118,6 +133,10 @@ def _shares(parameters: Mapping[str, Any]) -> Mapping[Hashable, float]:
     if parameters["tolerance"]:
         return {}
     return {(_STREAM, parameters["samples"], parameters["noise"]): 2.0 * float(parameters["samples"])}
+
+
+def _shares_variance(parameters: Mapping[str, Any]) -> Mapping[Hashable, float]:
+    return {**_shares(parameters), _VARIANCE: 0.0}
 
 
 @register(
@@ -212,7 +231,7 @@ def smoothgrad_squared(
         parameters=_PARAMETERS,
         stochastic=True,
         stream=_STREAM,
-        shares=_shares,
+        shares=_shares_variance,
         failures="Unsigned; says where the gradient is unsteady, which need not be where the evidence is.",
     )
 )
@@ -227,6 +246,6 @@ def vargrad(
     noise: float,
     tolerance: float,
 ) -> Attribution:
-    """VarGrad: `(N, 3, H, W)`, never negative; the error told is that of the mean square, near it for small means."""
-    found = _noisy_gradients("square", classifier, x, target, generators, work, samples, noise, tolerance)
-    return Attribution(found.value.variance(ddof=0), standard_error=found.square.error(), samples=found.square.count)
+    """VarGrad: `(N, 3, H, W)`, never negative."""
+    found = _noisy_gradients("variance", classifier, x, target, generators, work, samples, noise, tolerance)
+    return Attribution(found.value.variance(ddof=0), standard_error=found.error("variance"), samples=found.value.count)
