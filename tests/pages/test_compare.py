@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from salviz.classifiers.registry import SHIPPED
 from salviz.methods import METHODS
+from salviz.overlay import format_value
 from salviz.ui import compare as page
 from salviz.ui import follow, panels, session
 from tests.pages.conftest import ROOT, TIMEOUT
@@ -389,3 +390,19 @@ def test_a_completeness_error_says_what_should_add_up_to_what(
     request = SimpleNamespace(method=method, output=output)
     found = panels.completeness(SimpleNamespace(completeness=[error], request=request, rivals=rivals))
     assert told in found
+
+
+def test_rows_show_what_they_are_short_of_and_how_unsure_they_are(
+    compare: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
+    app = compare(methods="gradient,integrated_gradients,smoothgrad")
+    rows = {element.value.partition("**")[2].partition("**")[0]: element.value for element in app.main.markdown}
+    known = {row.request.method: row for row in session.rows().known().values()}
+    error = format_value(float(known["integrated_gradients"].completeness[0]))
+    assert f"completeness error {error}: the map adds up to" in rows["Integrated gradients"]
+    assert "the change of the class's score (its logit) from the blank image" in rows["Integrated gradients"]
+    unsure = panels.share(float(known["smoothgrad"].standard_error[0]))
+    assert f"standard error {unsure} of its spread after 25 samples" in rows["SmoothGrad"]
+    for title, other in (("Gradient", "error"), ("Integrated gradients", "standard"), ("SmoothGrad", "completeness")):
+        assert other not in rows[title]

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import re
 import struct
 import threading
 import zlib
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from salviz import maps
+from salviz.classifiers.store import Loaded
 from salviz.errors import MethodError, Refusal, SalvizError
 from salviz.methods import METHODS
 from salviz.transforms import AUGMENTATIONS
@@ -915,3 +917,40 @@ def test_every_page_runs_inside_the_frame(page: Path, tiny: str) -> None:
         return
     assert app.title[0].value.startswith("Cat · ")
     assert app.sidebar.selectbox(key="method").value == "grad_cam"
+
+
+def facts_of(app: AppTest) -> str:
+    (found,) = [caption.value for caption in app.caption if "Explains **" in caption.value]
+    return found
+
+
+def test_a_completeness_error_is_shown_with_what_it_is_between(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    # However slow the machine is, nothing waits for Compute.
+    monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
+    facts = facts_of(visit(method="integrated_gradients", aug="flip_lr"))
+    told = re.search(
+        r"completeness error (\S+): the map adds up to (\S+) (more|less) than the change of the class's", facts
+    )
+    assert told is not None
+    assert told[1].lstrip("−") == told[2]
+    assert told[1].startswith("−") == (told[3] == "less")
+    assert "standard error" not in facts
+    assert "completeness" not in facts_of(visit(method="gradient", aug="flip_lr"))
+
+
+def test_a_standard_error_is_shown_with_its_samples_and_the_passes_made(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[float] = []
+    monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
+    monkeypatch.setattr(Loaded, "learn", lambda loaded, passes, seconds: learned.append(passes))
+    app = visit(method="smoothgrad", aug="flip_lr", **{"set.samples": "500", "set.tolerance": "0.9"})
+    facts = facts_of(app)
+    told = re.search(r"([\d,]+) passes in .* standard error ([\d.]+) % of its spread after (\d+) samples", facts)
+    assert told is not None
+    assert float(told[2]) <= 90
+    assert int(told[3]) < 500
+    made = int(told[1].replace(",", ""))
+    # Of the picture and its mirror image, which stops by itself.
+    assert 2 * int(told[3]) < made < 2 * 2 * 500
+    assert learned == [made]
