@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
@@ -156,16 +157,21 @@ def test_expected_gradients_tell_their_error_and_become_complete() -> None:
 # Guided integrated gradients
 
 
-def test_guided_ig_equals_the_papers_golden_map() -> None:
-    picture = cose_inputs.image_u8(12, 32)
-    x = (picture.astype(np.float32) / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+# Which features go first hangs on the last digits of the gradients. Where neighbouring pixels are alike, as in the
+# smooth picture, another order moves a little from one to the next: the ranks stay, values differ in the third digit.
+@pytest.mark.parametrize(("picture", "error"), [("rand12_32", 1e-5), ("smooth32", 1e-2)])
+def test_guided_ig_equals_the_papers_golden_map(picture: str, error: float) -> None:
+    pixels = cose_inputs.image_u8(12, 32) if picture == "rand12_32" else cose_inputs.smooth_image_u8(32)
+    x = (pixels.astype(np.float32) / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
     found = engine.explain(
         toy(), torch.from_numpy(x.transpose(2, 0, 1).copy())[None], method="guided_ig",
         target=PredictedTarget("probability"), digests=["a"],
     )  # fmt: skip
-    shown = maps.comparable(found.maps, methods.get("guided_ig").card, (32, 32))
-    # The golden file's other picture, smooth32, is chaotic: its own code gives another map with another torch.
-    np.testing.assert_allclose(shown[0, ::4, ::4].numpy(), GOLDEN["rand12_32_guided_ig"]["grid"], atol=1e-5)
+    shown = maps.comparable(found.maps, methods.get("guided_ig").card, (32, 32))[0, ::4, ::4].numpy()
+    expected = np.array(GOLDEN[f"{picture}_guided_ig"]["grid"])
+    np.testing.assert_allclose(shown, expected, atol=error)
+    assert spearmanr(shown.ravel(), expected.ravel()).statistic > 0.999
+    assert int(found.classes) == GOLDEN[f"{picture}_guided_ig"]["pred"]
 
 
 @pytest.mark.usefixtures("old_quantile")
