@@ -157,8 +157,8 @@ def test_expected_gradients_tell_their_error_and_become_complete() -> None:
 # Guided integrated gradients
 
 
-# Which features go first hangs on the last digits of the gradients. Where neighbouring pixels are alike, as in the
-# smooth picture, another order moves a little from one to the next: the ranks stay, values differ in the third digit.
+# Of the smooth picture the file's map and ours have the same ranks and differ by up to 0.0074 of the range. Why is not
+# known: a change of the input in its last digit moves ours by less than 0.0001.
 @pytest.mark.parametrize(("picture", "error"), [("rand12_32", 1e-5), ("smooth32", 1e-2)])
 def test_guided_ig_equals_the_papers_golden_map(picture: str, error: float) -> None:
     pixels = cose_inputs.image_u8(12, 32) if picture == "rand12_32" else cose_inputs.smooth_image_u8(32)
