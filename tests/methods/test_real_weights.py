@@ -65,7 +65,7 @@ def test_gradients_are_captums(id: str, method: str) -> None:
 
     (classifier, x, c), (name, ours, theirs) = case(id), CAPTUM[method]
     expected = getattr(attr, name)(classifier.module).attribute(x.clone().requires_grad_(), target=c, **theirs)
-    # The two large nets are folded, captum is given the published ones: single pixels differ by up to 1 % of the largest.
+    # The two large nets are folded, captum is given the published ones: pixels differ by up to 1 % of the largest.
     assert_alike(explain(id, method, **ours), expected, 1e-2 if id in IDS[:2] else 1e-5)
 
 

@@ -953,4 +953,4 @@ def test_a_standard_error_is_shown_with_its_samples_and_the_passes_made(
     made = int(told[1].replace(",", ""))
     # Of the picture and its mirror image, which stops by itself.
     assert 2 * int(told[3]) < made < 2 * 2 * 500
-    assert learned == [made]
+    assert made in learned
