@@ -66,7 +66,7 @@ def test_every_method_explains_what_it_does_not_refuse(index: int, monkeypatch: 
         return found
 
     monkeypatch.setattr(engine, "explain", noted)
-    monkeypatch.setattr(support, "cheapest", lambda card, size: cheapest(card, size) | MORE.get(card.id, {}))
+    monkeypatch.setattr(support, "cheapest", lambda card, net: cheapest(card, net) | MORE.get(card.id, {}))
     rows = support.probe(classifier).rows
     assert [(row.method, row.reason) for row in rows if row.state == "fails"] == []
     assert {row.method for row in rows if row.state == "refused"} == refused(name)

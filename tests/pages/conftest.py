@@ -1,6 +1,8 @@
 """Pages run by Streamlit's own test harness, mostly on tiny classifiers with random weights."""
 
+import base64
 import copy
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,7 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
@@ -21,6 +25,11 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 120
 
 Visit = Callable[..., AppTest]
+
+
+def pixels(uri: str) -> np.ndarray:
+    """What a data URI shows."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), dtype=float)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The Batch page: first visit, launch, running, cancelled, failed, results, the failure browser, bad links."""
 
-import base64
-import io
 import json
 import threading
 from collections.abc import Callable
@@ -10,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from salviz.images.fashion import FASHION, fashion_arrays
@@ -18,7 +15,7 @@ from salviz.runs import Spec, worker
 from salviz.runs.presence import holding
 from salviz.runs.shelf import Shelf
 from salviz.ui import batch, follow, launch, session
-from tests.pages.conftest import ROOT, TIMEOUT
+from tests.pages.conftest import ROOT, TIMEOUT, pixels
 
 Open = Callable[..., AppTest]
 SPEC = Spec(
@@ -55,11 +52,6 @@ def name() -> str:
     worker.work(shelf, "cpu")
     assert shelf.standing(made).state == "complete"
     return made
-
-
-def pixels(uri: str) -> np.ndarray:
-    """What a data URI shows."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), dtype=float)
 
 
 def texts(app: AppTest) -> str:

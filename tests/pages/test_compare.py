@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -16,7 +17,7 @@ from salviz.methods import METHODS
 from salviz.overlay import format_value
 from salviz.ui import compare as page
 from salviz.ui import follow, panels, session
-from tests.pages.conftest import ROOT, TIMEOUT
+from tests.pages.conftest import ROOT, TIMEOUT, pixels
 
 Open = Callable[..., AppTest]
 
@@ -165,7 +166,10 @@ def test_there_is_no_scale_for_all_where_it_has_no_meaning(
         assert scale_of_rows(app) == []
         assert f"Each map has its own scale: {reason}. Click a map" in texts(app)
         assert len(drawn(app)) == 4
-    assert drawn(asked) == drawn(own)
+    # Rows may be remembered from another set, whose sums had another order: last digits can be a grey level or two.
+    for name, picture in drawn(own).items():
+        one, other = (pixels(uri) for uri in (picture, drawn(asked)[name]))
+        assert np.abs(one - other).max() <= 3
 
 
 @pytest.mark.parametrize(
@@ -403,6 +407,6 @@ def test_rows_show_what_they_are_short_of_and_how_unsure_they_are(
     assert f"completeness error {error}: the map adds up to" in rows["Integrated gradients"]
     assert "the change of the class's score (its logit) from the blank image" in rows["Integrated gradients"]
     unsure = panels.share(float(known["smoothgrad"].standard_error[0]))
-    assert f"standard error {unsure} of its spread after 25 samples" in rows["SmoothGrad"]
+    assert f"standard error {unsure} of its spread after 50 samples" in rows["SmoothGrad"]
     for title, other in (("Gradient", "error"), ("Integrated gradients", "standard"), ("SmoothGrad", "completeness")):
         assert other not in rows[title]
