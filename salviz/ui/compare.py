@@ -304,10 +304,13 @@ def agreement(view: View) -> None:
             for number, place in enumerate(figures.matrix_order(len(titles), tree), start=1):
                 with st.container(height=figures.CELL, vertical_alignment="center", border=False):
                     st.markdown(f"**{number}** {titles[place]}")
-    st.caption(
+    told = (
         "Each cell compares the maps of its row and column, whose numbers stand on the diagonal; branches join the "
-        "most alike first, by one minus the value in the cell. A flat map comes last, without a branch."
+        "most alike first, by one minus the value in the cell."
     )
+    if tree is not None and len(tree.branches) < len(titles) - 1:
+        told += " A map without an agreement, such as a flat one, comes last and has no branch."
+    st.caption(told)
 
 
 def support(view: View) -> None:

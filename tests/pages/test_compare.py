@@ -357,6 +357,13 @@ def test_what_works_on_the_model_is_told_when_opened(compare: Open, tiny_vit: st
     assert "fails" not in table.replace("Known failures", "")
 
 
+@pytest.mark.parametrize(("methods", "is_told"), [("gradient,grad_cam,constant", True), ("gradient,grad_cam", False)])
+def test_the_matrix_tells_of_maps_without_a_branch_where_there_are_any(
+    compare: Open, methods: str, is_told: bool
+) -> None:
+    assert ("comes last and has no branch" in texts(compare(methods=methods))) == is_told
+
+
 def test_a_row_whose_map_is_flat_says_so(compare: Open) -> None:
     app = compare(methods="gradient,constant")
     assert not app.exception
