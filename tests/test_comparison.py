@@ -50,6 +50,7 @@ def test_a_row_is_the_exploration_of_its_request() -> None:
 def test_methods_share_their_passes() -> None:
     """All CAMs one trunk and head, the gradients one backward, SmoothGrad's three one set of noisy copies."""
     classifier = toy()
+    target_layer(classifier)  # Found once a net, by a pass of its own.
     calls: list[int] = []
     handle = classifier.runtime.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     try:
