@@ -137,6 +137,20 @@ class _Call:
     follows: str | None
 
 
+def takes(module: nn.Module, stretches: Sequence[Stretch], x: Tensor) -> bool:
+    """Whether the first of a net's stretches will lay a tensor out, so that nobody need do so before.
+
+    Args:
+        module: As `lay_out` has left it.
+        stretches: Its.
+        x: What is given to the net, as it is given to its first layer.
+    """
+    if not stretches or not is_free(x):
+        return False
+    part: _Part = module.get_submodule(stretches[0][0])._part  # type: ignore[assignment]
+    return part.is_worth()
+
+
 def find(module: nn.Module, picture: Tensor) -> tuple[Stretch, ...]:
     """The stretches of a net that run in oneDNN's layout with the same outputs, found by trying.
 

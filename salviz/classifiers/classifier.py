@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from salviz.classifiers.blocked import takes
 from salviz.classifiers.folding import Folding, fold
 from salviz.classifiers.labels import Labels
 from salviz.classifiers.preprocessing import Preprocessing
@@ -128,9 +129,10 @@ class Classifier:
         Returns:
             `(N, K)` logits.
         """
-        if self.channels_last:
+        module = self.module if is_published else self.runtime
+        if self.channels_last and (is_published or not takes(module, self._folding.blocked, x)):
             x = x.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.module(x) if is_published else self.runtime(x)
+        logits: Tensor = module(x)
         return logits
 
     def predict(self, x: Tensor, *, may_halve: bool = False) -> Tensor:

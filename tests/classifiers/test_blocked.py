@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -257,3 +258,21 @@ def test_a_copy_has_a_stretch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     with layouts(monkeypatch) as seen, torch.no_grad():
         torch.testing.assert_close(copied(x), other, rtol=0, atol=1e-5)
     assert not any(seen)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_what_will_be_laid_out_anyway_is_not_laid_out_with_channels_last_before(
+    is_watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = replace(prepared(chain()), channels_last=True)
+    x = torch.randn(2, 3, 64, 64)
+    expected = classifier.module(x)
+    if is_watched:
+        classifier.runtime[0].register_forward_hook(lambda *values: None)
+        classifier.runtime[1].register_forward_hook(lambda *values: None)
+    given: list[Tensor] = []
+    classifier.runtime.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    found, seen = passes(classifier, x, monkeypatch)
+    assert given[0].is_contiguous() != is_watched
+    assert any(seen) != is_watched
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
