@@ -145,10 +145,10 @@ class Exploration:
         """`(R, H, W)` float32: every row's map with its sign at input resolution, unscaled, each in its own frame."""
         return maps.resize(maps.signed(self.raw), (int(self.frames.shape[2]), int(self.frames.shape[3])))
 
-    def native_map(self, *, is_signed: bool) -> Tensor:
-        """The clean image's map at the method's own resolution: `(h, w)` float32."""
+    def native_map(self, row: int = 0, *, is_signed: bool) -> Tensor:
+        """A row's map, the clean image's for one, at the method's own resolution: `(h, w)` float32."""
         card = methods.get(self.request.method).card
-        part = self.raw[:1]
+        part = self.raw[row : row + 1]
         return (maps.signed(part) if is_signed else maps.unsigned(part, card.evidence))[0]
 
 

@@ -93,9 +93,12 @@ def on_photograph(
 
 def clean_limits(exploration: Exploration, display: Display) -> tuple[float, float]:
     """Display range of the clean map, from its own resolution: what the scale bar says."""
-    return value_limits(
-        exploration.request.method, exploration.native_map(is_signed=display.is_signed).numpy(), display
-    )
+    return _limits(exploration, 0, display)
+
+
+def _limits(exploration: Exploration, row: int, display: Display) -> tuple[float, float]:
+    values = exploration.native_map(row, is_signed=display.is_signed).numpy()
+    return value_limits(exploration.request.method, values, display)
 
 
 def common_limits(explorations: Sequence[Exploration], display: Display) -> tuple[float, float]:
@@ -192,10 +195,8 @@ def row_overlay(exploration: Exploration, row: int, display: Display, *, is_alig
         row, is_signed=display.is_signed, is_aligned=is_aligned, is_smooth=display.is_smooth
     )
     values = found.numpy()
-    if display.scale == "shared":
-        low, high = clean_limits(exploration, display)
-    else:
-        low, high = value_limits(exploration.request.method, values[valid.numpy()], display)
+    # Of the method's own values: a map that was turned back has mixtures with nothing along its edges.
+    low, high = _limits(exploration, 0 if display.scale == "shared" else row, display)
     shown = np.where(valid.numpy(), values, np.nan).astype(np.float32)
     under = _frame_pixels(exploration.frame(0 if is_aligned else row))
     return overlay(under, shown, display.colormap_id, low, high, display.opacity, follow_value=display.follows_value)

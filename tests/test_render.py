@@ -178,6 +178,17 @@ def test_a_shared_scale_is_the_clean_maps(found: Exploration) -> None:
     assert (shown["shared"] == lookup("inferno")[255]).all(axis=2).mean() > 0.9
 
 
+def test_a_flat_map_that_is_turned_back_looks_as_flat_as_before(found: Exploration) -> None:
+    """Along its edges it is mixed with the nothing outside; that must not become the low end of its colours."""
+    request = dataclasses.replace(found.request, variants=("rotate:+27", "flip_lr"))
+    flat = dataclasses.replace(found, raw=torch.ones_like(found.raw), request=request)
+    clean, turned = (render.row_overlay(flat, row, PLAIN, is_aligned=True) for row in (0, 1))
+    seen = flat.display_map(1, is_signed=False)[1].numpy()
+    assert 0.5 < seen.mean() < 1
+    assert len(np.unique(clean.reshape(-1, 3), axis=0)) == 1
+    assert (turned[seen] == clean[seen]).all()
+
+
 @pytest.mark.parametrize("is_signed", [False, True])
 def test_one_scale_for_rows_holds_the_range_of_each(is_signed: bool) -> None:
     """The same value has the same colour in every row, and no row's end is cut off, whichever comes first."""

@@ -234,17 +234,21 @@ def completeness(exploration: Any) -> str:
         whole = {"logit": "scores (their logits)", "probability": "probabilities"}[output]
         score = f"the difference of the two classes' {whole}"
     linear = score if output == "logit" else f"the sum of the logits, each times the derivative of {score} by it"
-    size = f"{format_value(abs(error))} {'less' if error < 0 else 'more'}"
+    size = f"{format_value(abs(error))} {'less' if error < 0 else 'more'}" if error else "no more and no less"
     told = methods.get(exploration.request.method).card.completeness.format(error=size, score=score, linear=linear)
     return f"completeness error {format_value(error)}: {told}"
 
 
 def standard_error(exploration: Any) -> str:
-    """How unsure a clean map of a sampling method is, and how many samples it took."""
-    told = f"standard error {share(float(exploration.standard_error[0]))} of its spread"
+    """How unsure a clean map of a sampling method is, how many samples it took, and whether that was enough."""
+    error = float(exploration.standard_error[0])
+    told = f"standard error {share(error)} of its spread"
     if exploration.samples is None:
         return told
-    return f"{told} after {counted(int(exploration.samples[0]), 'sample', 'samples')}"
+    told += f" after {counted(int(exploration.samples[0]), 'sample', 'samples')}"
+    tolerance = float(exploration.request.settings.get("tolerance", 0))
+    # With nothing that could still be drawn it ends above what was asked for.
+    return f"{told}, above the {share(tolerance)} asked for: allow more samples" if 0 < tolerance < error else told
 
 
 def flatness(exploration: Any) -> list[str]:

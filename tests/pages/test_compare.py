@@ -375,6 +375,7 @@ def test_a_row_whose_map_is_flat_says_so(compare: Open) -> None:
     ("method", "error", "output", "rivals", "told"),
     [
         ("lrp", -9.25, "logit", None, "completeness error −9.25: the map adds up to 9.25 less than the class's score"),
+        ("lrp", 0.0, "logit", None, "error 0: the map adds up to no more and no less than the class's score"),
         # A probability is no sum of logits: what is handed back is its linear part in them.
         ("lrp", 0.5, "probability", None, "0.5 more than the sum of the logits, each times the derivative of the"),
         ("lrp", 0.5, "logit", [3], "0.5 more than the difference of the two classes' scores"),

@@ -949,8 +949,15 @@ def test_a_standard_error_is_shown_with_its_samples_and_the_passes_made(
     told = re.search(r"([\d,]+) passes in .* standard error ([\d.]+) % of its spread after (\d+) samples", facts)
     assert told is not None
     assert float(told[2]) <= 90
+    assert "asked for" not in facts
     assert int(told[3]) < 500
     made = int(told[1].replace(",", ""))
     # Of the picture and its mirror image, which stops by itself.
     assert 2 * int(told[3]) < made < 2 * 2 * 500
     assert made in learned
+
+
+def test_a_tolerance_that_was_not_reached_is_told(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
+    facts = facts_of(visit(method="smoothgrad", aug="flip_lr", **{"set.samples": "8", "set.tolerance": "0.01"}))
+    assert "of its spread after 8 samples, above the 1 % asked for: allow more samples" in facts
