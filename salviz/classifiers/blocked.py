@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import has_torch_function_unary
 
-from salviz.classifiers.lean import FUSED
+from salviz.classifiers.lean import FUSED, is_free
 
 _TOLERANCE = 1e-4
 """Largest allowed difference of a layer's output, as a share of its range: some ten times what rounding makes."""
@@ -30,21 +29,6 @@ _FEWEST = 2
 
 Stretch = tuple[str, ...]
 """Names of modules that are called one after the other, each with the output of the one before."""
-
-
-def is_free(x: Tensor) -> bool:
-    """Whether a tensor may be laid out anew: nobody asks for a gradient, for half precision, or watches the calls."""
-    return (
-        FUSED is not None
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.ndim == 4
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.is_inference_mode_enabled()
-        and not has_torch_function_unary(x)
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
 
 
 class _Part:
@@ -128,15 +112,6 @@ def lay_out(module: nn.Module, stretches: Sequence[Stretch]) -> None:
             last = part
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What a module was called with and gave, the first time; `follows` is the module whose output it was given."""
-
-    x: Tensor
-    result: Tensor
-    follows: str | None
-
-
 def takes(module: nn.Module, stretches: Sequence[Stretch], x: Tensor) -> bool:
     """Whether the first of a net's stretches will lay a tensor out, so that nobody need do so before.
 
@@ -182,25 +157,34 @@ def _convolutions(parts: Iterable[nn.Module]) -> int:
     return sum(isinstance(inner, nn.Conv2d) for part in parts for inner in part.modules())
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What a module was called with and gave, the first time; `follows` is the module whose output it was given."""
+
+    x: Tensor
+    result: Tensor
+    follows: str | None
+
+
 def _record(module: nn.Module, picture: Tensor) -> dict[str, _Call]:
     """Every module that is called once with one tensor and gives one, in the order of the calls."""
     begun: dict[str, tuple[Tensor, str | None]] = {}
     calls: dict[str, _Call] = {}
     makers: dict[int, tuple[str, int]] = {}
     alive: list[Tensor] = []  # an id is only good while its tensor lives
-    twice: set[str] = set()
+    odd: set[str] = set()
 
     def before(name: str) -> Callable[..., None]:
         def note(part: nn.Module, inputs: tuple[Any, ...]) -> None:
             if name in begun:
-                twice.add(name)
+                odd.add(name)
             if len(inputs) == 1 and isinstance(inputs[0], Tensor):
                 (x,) = inputs
                 maker, version = makers.get(id(x), (None, 0))
                 # What was changed in place since is another value in the same tensor.
                 begun[name] = x.clone(), maker if version == x._version else None
             else:
-                twice.add(name)
+                odd.add(name)
 
         return note
 
@@ -223,7 +207,7 @@ def _record(module: nn.Module, picture: Tensor) -> dict[str, _Call]:
     finally:
         for handle in handles:
             handle.remove()
-    return {name: calls[name] for name in begun if name in calls and name not in twice}
+    return {name: calls[name] for name in begun if name in calls and name not in odd}
 
 
 def _runs(children: dict[str, nn.Module], calls: dict[str, _Call]) -> list[list[str]]:

@@ -86,8 +86,10 @@ def fold(module: nn.Module, size: tuple[int, int], *, like: Folding | None = Non
             clips = _clips(found.module, [conv for conv, _ in pairs], picture)
             found = _clipped(found, clips)
             if _is_same_net(expected, found.module, picture):
-                whole = _laid_out(_folded(module, pairs, clips), find(found.module, picture))
-                return whole if _is_same_net(expected, whole.module, picture) else found
+                stretches = find(found.module, picture)
+                if not stretches or _is_same_net(expected, _laid_out(found, stretches).module, picture):
+                    return replace(found, blocked=stretches)
+                return _folded(module, pairs, clips)
     return Folding(module)
 
 

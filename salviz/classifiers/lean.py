@@ -30,24 +30,32 @@ def clip_after(conv: nn.Module, low: float, high: float) -> None:
         conv.bounds = low, high
 
 
+def is_free(x: Tensor) -> bool:
+    """Whether oneDNN may be called by its own name, with whatever layout suits it.
+
+    Not where somebody asks for a gradient or for half precision, or watches the calls: methods that look at a net's
+    calls see those they know.
+    """
+    return (
+        FUSED is not None
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.ndim == 4
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_inference_mode_enabled()
+        and not has_torch_function_unary(x)
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
 def _fused(
     conv: nn.Conv2d, x: Tensor, weight: Tensor, padding: list[int], bounds: tuple[float, float] | None
 ) -> Tensor | None:
     """The convolution in one call of oneDNN's, marked where it is clipped; None where PyTorch has to make it."""
-    plain = (
-        FUSED is None
-        or bounds is None
-        or x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or (torch.is_grad_enabled() and x.requires_grad)
-        or torch.is_autocast_enabled("cpu")
-        or torch.is_inference_mode_enabled()
-        or not x.is_contiguous(memory_format=torch.channels_last)
-        # Methods that look at a net's calls see those they know.
-        or has_torch_function_unary(x)
-    )
-    # What `blocked` has laid out comes only where none of this holds, and no other call takes it.
-    if not x.is_mkldnn and plain:
+    is_ours = bounds is not None and is_free(x) and x.is_contiguous(memory_format=torch.channels_last)
+    # What `blocked` has laid out no other call takes.
+    if not x.is_mkldnn and not is_ours:
         return None
     activation, scalars = ("none", []) if bounds is None else ("hardtanh", list(bounds))
     result: Tensor = FUSED(
