@@ -145,10 +145,10 @@ def explain_set(
         MethodError: Unknown method or setting, or a method cannot explain this classifier.
         RequestError: Inputs that do not fit together.
     """
-    size = (int(x.shape[2]), int(x.shape[3])) if x.ndim == 4 else (0, 0)
     target = target or PredictedTarget()
     chosen = _checked(methods)
     _check(classifier, x, target, digests, batch_size)
+    size = _size(x)
     # Methods pick from it by what they compute where the images are.
     target = target.to(x.device)
     # Inference tensors cannot enter autograd, so inference mode is left and such an input copied.
@@ -160,7 +160,7 @@ def explain_set(
                 raise Refusal(refusal)
         x = x.clone() if x.is_inference() else x.detach()
         work = Work(
-            total=round(_total(plan, classifier) * len(x)), batch_size=batch_size or _images_in_pass(classifier, x),
+            total=round(_total(plan, classifier) * len(x)), batch_size=batch_size or images_in_pass(classifier, size),
             progress=progress, wanted=frozenset(name for step in plan for name in step.shared),
         )  # fmt: skip
         parts: dict[str, list[Explained]] = {step.name: [] for step in plan}
@@ -254,8 +254,9 @@ def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int], classif
     return _total(_plan(_checked(chosen), size, classifier), classifier)
 
 
-def _images_in_pass(classifier: Classifier, x: Tensor) -> int:
-    return images_in_pass(classifier, (int(x.shape[2]), int(x.shape[3])))
+def _size(x: Tensor) -> tuple[int, int]:
+    """`(height, width)` of `(N, 3, H, W)` images."""
+    return int(x.shape[2]), int(x.shape[3])
 
 
 def check_images(x: Tensor) -> None:
@@ -327,7 +328,7 @@ def _explain_part(
         found.samples,
         passes,
         seconds,
-        (int(x.shape[2]), int(x.shape[3])),
+        _size(x),
     )
 
 
@@ -337,8 +338,8 @@ def _made(step: _Step, found: Attribution, x: Tensor) -> float:
         return found.passes * len(x)
     if found.samples is None or not step.settings.get("tolerance"):
         return step.passes * len(x)
-    size = (int(x.shape[2]), int(x.shape[3]))
-    return sum(step.method.card.passes({**step.settings, "samples": count}, size) for count in found.samples.tolist())
+    card, size = step.method.card, _size(x)
+    return sum(card.passes({**step.settings, "samples": count}, size) for count in found.samples.tolist())
 
 
 def _join(parts: Sequence[Explained]) -> Explained:
@@ -375,7 +376,7 @@ def predict(classifier: Classifier, x: Tensor, *, batch_size: int | None = None)
         RequestError: Inputs that are no images.
     """
     _check_batch(x, batch_size)
-    most = batch_size or _images_in_pass(classifier, x)
+    most = batch_size or images_in_pass(classifier, _size(x))
     found: list[Tensor] = []
     start = 0
     with classifier.lock:

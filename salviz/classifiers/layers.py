@@ -51,6 +51,10 @@ class TargetLayer:
     prefix: int = 0
     is_published: bool = False
 
+    def run(self, count: int) -> int:
+        """How many channels run one by one where `count` are asked for; 0 stands for all."""
+        return min(count or self.channels, self.channels)
+
     def channel_maps(self, activation: Tensor) -> Tensor:
         """The activation (or its gradient) as `(N, C, h, w)`."""
         if self.layout == "nhwc":

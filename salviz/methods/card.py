@@ -224,7 +224,7 @@ class MethodCard:
         layer = known_layer(classifier, parameters.get("layer") or None) if "channels" in parameters else None
         if layer is None:
             return parameters
-        return {**parameters, "channels": min(parameters["channels"] or layer.channels, layer.channels)}
+        return {**parameters, "channels": layer.run(int(parameters["channels"]))}
 
     @property
     def requirement(self) -> str:

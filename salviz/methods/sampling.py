@@ -130,6 +130,17 @@ def alike(scores: Tensor, errors: Tensor) -> Tensor:
     return scores.amax(dim=1) - scores.amin(dim=1) <= errors.amax(dim=1)
 
 
+def beyond_rounding(losses: Tensor, errors: Tensor) -> Tensor:
+    """What an image's score loses without each of its pieces, `(N, K)`: zeros where all of it is but rounding.
+
+    Args:
+        losses: `(N, K)`; without nothing the score loses nothing.
+        errors: `(N, K)` as `alike` takes them.
+    """
+    is_flat = alike(torch.nn.functional.pad(losses, (0, 1)), errors)
+    return losses.masked_fill(is_flat[:, None], 0.0)
+
+
 def relative_error(noise: Tensor, maps: Tensor, count: Tensor) -> Tensor:
     """Noise as a share of a map's spread; see `Estimate.error`.
 

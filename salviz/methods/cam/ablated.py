@@ -18,7 +18,7 @@ from salviz.methods.cam.head import Head
 from salviz.methods.cam.pooled import has_pooled_head
 from salviz.methods.card import Attribution, MethodCard, one_pass, register
 from salviz.methods.passes import LAYER, no_spatial_layer, shared_head, shared_trunk
-from salviz.methods.sampling import alike
+from salviz.methods.sampling import beyond_rounding
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -96,7 +96,7 @@ def _head_passes(classifier: Classifier, parameters: Mapping[str, Any]) -> float
         with torch.inference_mode(mode=False):
             if has_pooled_head(classifier, layer):
                 return 0.0
-            return min(int(parameters["channels"]) or where.channels, where.channels) * share_behind(classifier, where)
+            return where.run(int(parameters["channels"])) * share_behind(classifier, where)
     finally:
         classifier.lock.release()
 
@@ -176,6 +176,4 @@ def _losses(head: Head, where: TargetLayer, target: ClassTarget, chosen: Tensor,
             errors[image, start : start + len(off)] = copies.rounding(without)
             # Not counted, but a moment to cancel.
             work.tick(0)
-    # With all its channels the score loses nothing.
-    is_flat = alike(torch.nn.functional.pad(losses, (0, 1)), errors)
-    return losses.masked_fill(is_flat[:, None], 0.0)
+    return beyond_rounding(losses, errors)

@@ -12,7 +12,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, register
 from salviz.methods.passes import shared_logits
 from salviz.methods.perturbation.coalitions import hidden
-from salviz.methods.sampling import alike
+from salviz.methods.sampling import beyond_rounding
 from salviz.methods.superpixels import FILL, PIXELS, SEGMENTS, grid_count, segmentation, superpixels
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
@@ -82,6 +82,4 @@ def superpixel_ablation(
         work.tick(len(these))
     # An image with fewer superpixels than the card allows for is done sooner.
     work.tick(max(0, most * len(x) - len(image)))
-    # The whole image is a copy too: it loses nothing.
-    is_flat = alike(torch.nn.functional.pad(lost, (0, 1)), errors)
-    return Attribution(found.spread(lost.masked_fill(is_flat[:, None], 0.0)), logits)
+    return Attribution(found.spread(beyond_rounding(lost, errors)), logits)
