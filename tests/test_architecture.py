@@ -20,9 +20,9 @@ PAGES = sorted((ROOT / "pages").glob("*.py"))
 # A new one is added here, at the lowest place that holds everything it needs.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"salviz", "errors"}),
-    frozenset({"assets", "memory", "plain"}),
+    frozenset({"assets", "compiled", "memory", "plain"}),
     frozenset({"images"}),
-    frozenset({"colormaps", "datasets", "flatness", "metrics", "jobs", "pieces", "seeds", "work"}),
+    frozenset({"colormaps", "datasets", "flatness", "kernels", "metrics", "jobs", "pieces", "seeds", "work"}),
     frozenset({"classifiers"}),
     frozenset({"changes", "footprint", "overlay", "targets", "training", "transforms"}),
     frozenset({"methods", "similarity"}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from salviz import kernels
+from salviz.kernels import Terms
 from salviz.pieces import parts, pieces
-
-_Piece = tuple[Tensor, Tensor, Tensor, Tensor]
-"""What `_seen` returns."""
 
 
 class FullGradTerms:
@@ -49,45 +48,59 @@ class FullGradTerms:
             # It has no place in the picture.
             self.score += (gradient * constant).sum((1, 2, 3))
             return
-        scratch, found = _room(gradient), []
-        for given, held in parts(gradient, constant):
-            found.append(_seen(torch.mul(given, held, out=scratch[: len(given)])))
+        found = kernels.terms(gradient, constant)
+        if found is None:
+            scratch = _room(gradient)
+            found = _joined(
+                _seen(torch.mul(given, held, out=scratch[: len(given)])) for given, held in parts(gradient, constant)
+            )
         self.take(found, gradient.shape[1])
 
-    def take(self, found: Sequence[_Piece], channels: int) -> None:
-        """What `_seen` found of all pictures of a layer of so many channels, piece by piece."""
-        scores, sizes, low, high = (torch.cat(each) for each in zip(*found, strict=True))
-        self.score += scores
+    def take(self, found: Terms, channels: int, scale: float = 1.0) -> None:
+        """Terms of a layer.
+
+        Args:
+            found: What there is to know of them.
+            channels: Of the layer.
+            scale: What all of them are still to be multiplied by; positive.
+        """
+        scores, sizes, ends = found
+        self.score.add_(scores, alpha=scale)
+        key = (sizes.shape[1], sizes.shape[2])
+        if key not in self._drawn:
+            self._drawn[key] = torch.zeros_like(sizes)
+        drawn = self._drawn[key]
+        if kernels.draw(sizes, ends, channels, drawn):
+            return
+        low, high = ends.unsqueeze(2).unsqueeze(3)
         span = high - low
-        scale = torch.where(span > 0, 1 / span, torch.zeros_like(span)).view(-1, 1, 1)
-        # The same for all channels of the layer, so it can follow their sum.
-        rescaled = (sizes - channels * low.view(-1, 1, 1)) * scale
-        key = (rescaled.shape[1], rescaled.shape[2])
-        self._drawn[key] = self._drawn[key] + rescaled if key in self._drawn else rescaled
+        # Rescaling, which no scale of the terms changes, is the same for all channels, so it can follow their sum.
+        drawn.addcmul_(sizes - channels * low, torch.where(span > 0, 1 / span, torch.zeros_like(span)))
 
     def saliency(self, size: tuple[int, int]) -> Tensor:
         """The paper's map: `(N, height, width)`, never negative."""
         # Resizing is linear, so layers of one size are resized together.
-        parts = [
-            F.interpolate(drawn.unsqueeze(1), size=size, mode="bilinear", align_corners=False)
-            for drawn in self._drawn.values()
-        ]
-        return torch.cat(parts, dim=1).sum(dim=1)
+        whole = torch.zeros(len(self.score), *size, device=self.score.device, dtype=self.score.dtype)
+        for drawn in self._drawn.values():
+            whole += F.interpolate(drawn.unsqueeze(1), size=size, mode="bilinear", align_corners=False).squeeze(1)
+        return whole
 
 
-def _seen(terms: Tensor, scale: float = 1.0) -> _Piece:
-    """A layer's terms of some pictures: `(n,)` their sum; of their sizes `(n, h, w)` the sum over the channels.
-
-    The last two are `(n,)` the smallest and the largest size.
+def _seen(terms: Tensor) -> Terms:
+    """What there is to know of a layer's terms of some pictures.
 
     Args:
         terms: `(n, C, h, w)`, overwritten: new memory would cost more than the arithmetic.
-        scale: What all of them are still to be multiplied by; positive.
     """
     score = terms.sum(dim=(1, 2, 3))
     size = terms.abs_()
-    found = score, size.sum(dim=1), _smallest(size), size.amax(dim=(1, 2, 3))
-    return found if scale == 1.0 else tuple(part * scale for part in found)  # type: ignore[return-value]
+    return score, size.sum(dim=1), torch.stack([_smallest(size), size.amax(dim=(1, 2, 3))])
+
+
+def _joined(found: Iterable[Terms]) -> Terms:
+    """Of all pictures, from what was seen of some at a time."""
+    scores, sizes, ends = zip(*found, strict=True)
+    return torch.cat(scores), torch.cat(sizes), torch.cat(ends, dim=1)
 
 
 def _smallest(size: Tensor) -> Tensor:
@@ -111,23 +124,23 @@ class Bias:
 
     Attributes:
         value: `(C,)`.
-        gradient: What `parts` are of, or None.
+        gradient: What `terms` are of, or None.
         version: Of that gradient: autograd adds to gradients in place.
-        parts: From `_seen`.
+        terms: What was found of them.
     """
 
     value: Tensor
     gradient: Tensor | None = None
     version: int = 0
-    parts: Sequence[_Piece] = ()
+    terms: Terms | None = None
 
     def tell(self, terms: FullGradTerms, gradient: Tensor) -> None:
         """Give the terms their share, once the gradient at the layer is whole."""
-        if gradient is self.gradient and gradient._version == self.version:
-            terms.take(self.parts, gradient.shape[1])
+        if self.terms is not None and gradient is self.gradient and gradient._version == self.version:
+            terms.take(self.terms, gradient.shape[1])
         else:
             terms.add(gradient, self.value)
-        self.gradient, self.parts = None, ()
+        self.gradient = self.terms = None
 
 
 class ClipWithTerms(torch.autograd.Function):
@@ -149,28 +162,31 @@ class ClipWithTerms(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         """The gradient as the rectifier lets it pass."""
         (result,) = ctx.saved_tensors
-        high, bias = ctx.high, ctx.bias
-        if bias is not None and len(bias.value) != gradient.shape[1]:
+        high, bias, channels = ctx.high, ctx.bias, gradient.shape[1]
+        if bias is not None and len(bias.value) != channels:
             # Somebody turned the tensor in between.
             bias = None
-        passed, scratch = torch.empty_like(gradient), _room(gradient)
-        caps, biases = [], []
-        for given, clipped, left in parts(gradient, result, passed):
-            room = scratch[: len(given)]
-            if high < math.inf:
-                # The gradient where the cap holds.
-                torch.ops.aten.threshold_backward.grad_input(given, clipped, under(high), grad_input=room)
-                caps.append(_seen(room, high))
-                torch.ops.aten.hardtanh_backward.grad_input(given, clipped, 0.0, high, grad_input=left)
-            else:
-                torch.ops.aten.threshold_backward.grad_input(given, clipped, 0.0, grad_input=left)
-            if bias is not None:
-                biases.append(_seen(torch.mul(left, _of_places(bias.value), out=room)))
-        if caps:
-            ctx.terms.take(caps, gradient.shape[1])
+        added = gradient.new_zeros(channels) if bias is None else bias.value
+        found = kernels.clip_terms(gradient, result, high, added)
+        passed, caps, biases = _clip_terms(gradient, result, high, added) if found is None else found
+        if high < math.inf:
+            ctx.terms.take(caps, channels, high)
         if bias is not None:
-            bias.gradient, bias.version, bias.parts = passed, passed._version, biases
+            bias.gradient, bias.version, bias.terms = passed, passed._version, biases
         return passed, None, None, None
+
+
+def _clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> tuple[Tensor, Terms, Terms]:
+    """As `kernels.clip_terms`, of whatever PyTorch computes with."""
+    passed, scratch, bias = torch.empty_like(gradient), _room(gradient), _of_places(bias)
+    caps, biases = [], []
+    for given, clipped_, left in parts(gradient, clipped, passed):
+        room = scratch[: len(given)]
+        torch.ops.aten.threshold_backward.grad_input(given, clipped_, under(cap), grad_input=room)
+        caps.append(_seen(room))
+        torch.ops.aten.hardtanh_backward.grad_input(given, clipped_, 0.0, cap, grad_input=left)
+        biases.append(_seen(torch.mul(left, bias, out=room)))
+    return passed, _joined(caps), _joined(biases)
 
 
 def under(high: float) -> float:

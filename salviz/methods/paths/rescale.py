@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from salviz import kernels
 from salviz.methods.rectifiers import HOMOGENEOUS, Activation
 from salviz.pieces import parts
 
@@ -24,31 +25,13 @@ class _Rescaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, call: Activation, z0: Tensor) -> Tensor:
-        out0 = call.apply(z0)
-        is_straight = call.bounds is not None or call.name in HOMOGENEOUS
-        tiny = _derivative(call, z0, out0).mul_(_TINY) if is_straight else out0
         # Memory is dear: the kernel clears what is new. So there is one new activation, overwritten until it is the
         # slope, and where the net overwrites its own, so does this.
-        out = z if call.is_inplace else torch.empty_like(z)
-        slope = torch.empty_like(z)
-        for z_, z0_, out_, out0_, slope_, tiny_ in parts(z, z0, out, out0, slope, tiny):
-            run = z_ - z0_
-            if not is_straight:
-                # Of a small difference rounding leaves little. There the derivative half-way is nearer to the truth.
-                half_way = _derivative(call, (z_ + z0_) / 2, out0_)
-            if call.bounds is None:
-                out_.copy_(call.apply(z_))
-            else:
-                torch.clamp(z_, *call.bounds, out=out_)
-            rise = torch.sub(out_, out0_, out=slope_)
-            if is_straight:
-                # Differences on a straight piece are exact, so only no difference at all needs the derivative, which
-                # is the baseline's then. A number too small to change any other quotient brings it in: 0/0 becomes
-                # the derivative, without a mask.
-                rise.add_(tiny_).div_(run.add_(_TINY))
-            else:
-                is_close = run.abs() < _close(z)
-                torch.where(is_close, half_way, rise.div_(run), out=rise)
+        out, slope = z if call.is_inplace else torch.empty_like(z), torch.empty_like(z)
+        if call.bounds is not None or call.name in HOMOGENEOUS:
+            _straight(call, z, z0, out, slope)
+        else:
+            _curved(call, z, z0, out, slope)
         if call.is_inplace:
             ctx.mark_dirty(z)
         ctx.save_for_backward(slope)
@@ -59,6 +42,38 @@ class _Rescaled(torch.autograd.Function):
         (slope,) = ctx.saved_tensors
         # Needed once; should somebody go back a second time, autograd sees that it was overwritten.
         return slope.mul_(grad), None, None
+
+
+def _straight(call: Activation, z: Tensor, z0: Tensor, out: Tensor, slope: Tensor) -> None:
+    """`out` and `slope` of an activation that is made of straight pieces.
+
+    Differences on a piece are exact, so only no difference at all needs the derivative, which is the baseline's then.
+    """
+    if out is z and call.bounds is not None and kernels.clip_slopes(z, call.bounds, z0, slope):
+        return
+    out0 = call.apply(z0)
+    # A number too small to change any other quotient brings it in: 0/0 becomes the derivative, without a mask.
+    tiny = _derivative(call, z0, out0).mul_(_TINY)
+    for z_, z0_, out_, out0_, slope_, tiny_ in parts(z, z0, out, out0, slope, tiny):
+        run = z_ - z0_
+        if call.bounds is None:
+            out_.copy_(call.apply(z_))
+        else:
+            torch.clamp(z_, *call.bounds, out=out_)
+        torch.sub(out_, out0_, out=slope_).add_(tiny_).div_(run.add_(_TINY))
+
+
+def _curved(call: Activation, z: Tensor, z0: Tensor, out: Tensor, slope: Tensor) -> None:
+    """`out` and `slope` of any other.
+
+    Of a small difference rounding leaves little. There the derivative half-way is nearer to the truth.
+    """
+    out0 = call.apply(z0)
+    for z_, z0_, out_, out0_, slope_ in parts(z, z0, out, out0, slope):
+        run = z_ - z0_
+        half_way = _derivative(call, (z_ + z0_) / 2, out0_)
+        rise = torch.sub(out_.copy_(call.apply(z_)), out0_, out=slope_)
+        torch.where(run.abs() < _close(z), half_way, rise.div_(run), out=rise)
 
 
 def _close(z: Tensor) -> float:

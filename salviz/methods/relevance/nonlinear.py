@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salviz.methods.rectifiers import Activation, overwrite
-from salviz.methods.relevance.rules import NoRuleError, carry, clip_carried
+from salviz.methods.relevance.rules import NoRuleError, carry, clip_carried, settle
 from salviz.pieces import parts
 
 _SLOPES = {"gelu": 0.5, "hardswish": 0.5, "mish": 0.6}
@@ -48,6 +48,7 @@ def rectified(call: Activation, *, is_untouched: bool) -> Tensor:
     x, (_, high) = call.x, call.bounds or (0.0, math.inf)
     if call.is_inplace and is_untouched and clip_carried(x, high):
         return x
+    settle(x)
     is_inplace = call.is_inplace and not (x.is_leaf or x._is_view())
     result: Tensor = F.relu(x, inplace=is_inplace) if math.isinf(high) else _Clipped.apply(x, high, is_inplace)
     return result if result is x else overwrite(call, result)
@@ -59,6 +60,7 @@ def through(call: Activation) -> Tensor:
     Args:
         call: Of a function that is 0 at 0.
     """
+    settle(call.x)
     flat = call.x.detach()
     value = call.apply(flat)
     if call.name == "silu":

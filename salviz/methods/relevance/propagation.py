@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from salviz.classifiers.stages import tensors_in
 from salviz.methods.rectifiers import as_activation
 from salviz.methods.relevance.nonlinear import norm, rectified, through
-from salviz.methods.relevance.rules import FirstRule, Layer, NoRuleError, Pixels, Rule
+from salviz.methods.relevance.rules import FirstRule, Layer, NoRuleError, Pixels, Rule, settle
 from salviz.methods.unfused import UNFUSED
 
 
@@ -168,6 +168,9 @@ class PropagationMode(TorchFunctionMode):
         name = _name(func)
         if name == "__iter__":
             return iter(self._of_signals(torch.unbind, args, {}, live))
+        if name not in _THROUGH:
+            for tensor in live:
+                settle(tensor)
         known = all(tensor in self._signals for tensor in live)
         is_positive = known and all(self._signals[tensor] for tensor in live)
         scales = [tensor for tensor in tensors_in([*args, *kwargs.values()]) if tensor in self._scales]

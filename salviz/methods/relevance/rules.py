@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salviz import kernels
 from salviz.classifiers.lean import kernel_of_ones
 from salviz.errors import MethodError
 from salviz.pieces import parts
@@ -35,15 +36,50 @@ class NoRuleError(MethodError):
     """A net does something for which relevance propagation has no rule."""
 
 
-class _Carry(torch.autograd.Function):
-    """A value whose gradient goes to carriers, to each times a factor of its own.
+class _Factors:
+    """What a value's gradient is multiplied by on its way to each carrier.
 
-    Factors are as large as activations, and touching fresh memory is what costs: they are made in place, and the way
-    back, which is taken once, turns them into the gradients.
+    They are as large as activations, and touching fresh memory is what costs: they are made in place, and the way
+    back, which is taken once, turns them into the gradients. A value's share of a whole is not made before something
+    is done with the value: mostly that is a rectifier, which has to touch both as well.
     """
 
+    def __init__(self, made: list[Tensor], version: int, part: Tensor | None = None) -> None:
+        """Of a value.
+
+        Args:
+            made: Factors; with `part` a single one, of which there is but the whole so far (see `share`).
+            version: Of the value: whatever else writes into it raises that.
+            part: The value.
+        """
+        self.made, self.version, self.part = made, version, part
+
+    def settle(self) -> list[Tensor]:
+        """All of them, made while the value is what it was."""
+        if self.part is not None:
+            self.made = [share(self.part, self.made[0])]
+            self.part = None
+        return self.made
+
+    def clip(self, value: Tensor, high: float) -> None:
+        """Clip the value, and multiply what that lets back into the factors; see `clip_carried`."""
+        if self.part is not None and kernels.clip_shares(value, self.made[0], high, _STABILISER):
+            self.part = None
+            return
+        tiny = torch.finfo(value.dtype).tiny
+        for value_, *factors_ in parts(value, *self.settle()):
+            # 0 for what is cut off below.
+            let_back = value_.clamp(min=tiny)
+            torch.div(value_.clamp_(0.0, high), let_back, out=let_back)
+            for factor in factors_:
+                factor.mul_(let_back)
+
+
+class _Carry(torch.autograd.Function):
+    """A value whose gradient goes to carriers, to each times a factor of its own."""
+
     @staticmethod
-    def forward(ctx: Any, value: list[Tensor], factors: list[Tensor], *carriers: Tensor) -> Tensor:
+    def forward(ctx: Any, value: list[Tensor], factors: _Factors, *carriers: Tensor) -> Tensor:
         ctx.factors = factors
         ctx.shapes = [carrier.shape for carrier in carriers]
         return value.pop()
@@ -53,7 +89,7 @@ class _Carry(torch.autograd.Function):
         # A carrier may be the same for all channels.
         gradients = [
             factor.mul_(grad) if factor.shape == shape else factor.mul_(grad).sum_to_size(shape)
-            for factor, shape in zip(ctx.factors, ctx.shapes, strict=True)
+            for factor, shape in zip(ctx.factors.settle(), ctx.shapes, strict=True)
         ]
         return None, None, *gradients
 
@@ -91,12 +127,32 @@ def carry(carrier: Tensor, factor: Tensor, value: Tensor) -> Tensor:
     return _carried(value, [factor], carrier)
 
 
+def carry_share(carrier: Tensor, whole: Tensor, value: Tensor) -> Tensor:
+    """As `carry` with the factor `share(value, whole)`, made as late as can be.
+
+    Whoever is about to read or write the result calls `settle` or `clip_carried` first.
+    """
+    factors = _Factors([whole], value._version, value.detach())
+    return _marked(_Carry.apply([value], factors, carrier), factors)
+
+
 def _carried(value: Tensor, factors: list[Tensor], *carriers: Tensor) -> Tensor:
     """As `carry`, with a factor for each carrier."""
-    result: Tensor = _Carry.apply([value], factors, *carriers)
-    # For `clip_carried`; whatever else writes into the value raises its version.
-    result._factors = result._version, factors  # type: ignore[attr-defined]
+    held = _Factors(factors, value._version)
+    return _marked(_Carry.apply([value], held, *carriers), held)
+
+
+def _marked(result: Tensor, factors: _Factors) -> Tensor:
+    factors.version = result._version
+    result._factors = factors  # type: ignore[attr-defined]
     return result
+
+
+def settle(value: Tensor) -> None:
+    """Make what of a value's factors is still to be made of it."""
+    factors: _Factors | None = getattr(value, "_factors", None)
+    if factors is not None:
+        factors.settle()
 
 
 def clip_carried(value: Tensor, high: float) -> bool:
@@ -112,16 +168,10 @@ def clip_carried(value: Tensor, high: float) -> bool:
     Returns:
         Whether a rule made it; else nothing was done.
     """
-    version, factors = getattr(value, "_factors", (-1, []))
-    if version != value._version:
+    factors: _Factors | None = getattr(value, "_factors", None)
+    if factors is None or factors.version != value._version:
         return False
-    tiny = torch.finfo(value.dtype).tiny
-    for value_, *factors_ in parts(value.detach(), *factors):
-        # 0 for what is cut off below.
-        let_back = value_.clamp(min=tiny)
-        torch.div(value_.clamp_(0.0, high), let_back, out=let_back)
-        for factor in factors_:
-            factor.mul_(let_back)
+    factors.clip(value.detach(), high)
     return True
 
 
@@ -179,7 +229,7 @@ def z_plus(keeps_bias: bool) -> Rule:
         with torch.no_grad():
             value = layer(x, weight, bias)
         positive = _positive_part(layer, x, weight, bias if keeps_bias else None, is_positive)
-        return carry(positive, share(value, positive.detach()), value)
+        return carry_share(positive, positive.detach(), value)
 
     return rule
 

@@ -1,0 +1,162 @@
+"""Elementwise work on large activations in one way through memory, compiled for the CPU.
+
+A chain of PyTorch's operators reads and writes an activation at every step, and that takes longer than the arithmetic.
+What is here does in one loop what a chain does, and says so where it cannot: callers go on with PyTorch's own operators
+then, which every device has.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+_FEW = 4
+"""Threads at the most beside which a loop on one of them is worth it: it was as fast as two of them on a chain."""
+
+Terms = tuple[Tensor, Tensor, Tensor]
+"""Of terms `(N, C, h, w)`: `(N,)` their sum; `(N, h, w)` their sizes, added up over the channels; `(2, N)` the smallest
+and the largest size."""
+
+
+def terms(gradient: Tensor, constant: Tensor) -> Terms | None:
+    """What there is to know of `gradient * constant`, or None where PyTorch has to find it.
+
+    Args:
+        gradient: `(N, C, h, w)`.
+        constant: The same, or `(1, C, 1, 1)`.
+    """
+    if not _is_apt(gradient, constant):
+        return None
+    from salviz import compiled
+
+    found = _Found(gradient, 1)
+    compiled.terms(_array(gradient), _array(constant), found.sizes[0], found.scores[0], found.ends[0])
+    return found.terms(0)
+
+
+def draw(sizes: Tensor, ends: Tensor, channels: int, drawn: Tensor) -> bool:
+    """Add a layer's sizes, rescaled so that they lie between 0 and 1 in every channel; nothing where all are alike.
+
+    Args:
+        sizes: `(N, h, w)`, added up over the channels.
+        ends: `(2, N)` the smallest and the largest in any channel.
+        channels: Of the layer.
+        drawn: `(N, h, w)`, added to.
+
+    Returns:
+        Whether it was done; else nothing was.
+    """
+    if any(part.device.type != "cpu" or part.dtype != torch.float32 for part in (sizes, ends, drawn)):
+        return False
+    from salviz import compiled
+
+    compiled.draw(sizes.flatten(1).numpy(), ends.numpy(), channels, drawn.view(len(drawn), -1).numpy())
+    return True
+
+
+def clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> tuple[Tensor, Terms, Terms] | None:
+    """The way back through a clamp from 0 to a cap, and FullGrad's terms on it; None where PyTorch has to find them.
+
+    Args:
+        gradient: `(N, C, h, w)` at what the clamp made.
+        clipped: What it made.
+        cap: May be infinite.
+        bias: `(C,)` added to every place just before the clamp.
+
+    Returns:
+        The gradient before the clamp; of the gradient where the cap holds, not yet times the cap, the terms; and of
+        that before the clamp times the bias.
+    """
+    if not _is_apt(clipped):
+        return None
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    from salviz import compiled
+
+    found, passed = _Found(clipped, 2), torch.empty_like(clipped)
+    compiled.clip_terms(
+        _array(gradient), _array(clipped), np.float32(cap), bias.numpy(), _array(passed), found.sizes, found.scores,
+        found.ends,
+    )  # fmt: skip
+    return passed, found.terms(0), found.terms(1)
+
+
+def clip_slopes(z: Tensor, bounds: tuple[float, float], z0: Tensor, slope: Tensor) -> bool:
+    """A clamp in place, and its change from a baseline over its input's change (DeepLIFT's Rescale rule).
+
+    Args:
+        z: `(N, C, h, w)` input, overwritten.
+        bounds: Of the clamp.
+        z0: The baseline's input, of the same shape or one for all images.
+        slope: Gets the slopes; where there is no change, the derivative.
+
+    Returns:
+        Whether it was done; else nothing was.
+    """
+    if not _is_apt(z, z0, slope):
+        return False
+    from salviz import compiled
+
+    low, high = (np.float32(bound) for bound in bounds)
+    compiled.clip_slopes(_array(z), low, high, _array(z0), _array(slope))
+    increment_version((z, slope))
+    return True
+
+
+def clip_shares(value: Tensor, whole: Tensor, cap: float, stabiliser: float) -> bool:
+    """A clamp from 0 to a cap in place, and the share that what is left has in a whole.
+
+    Args:
+        value: `(N, C, h, w)`, overwritten.
+        whole: The same, never negative; overwritten with the shares.
+        cap: May be infinite.
+        stabiliser: Added to the whole.
+
+    Returns:
+        Whether it was done; else nothing was.
+    """
+    if not _is_apt(value, whole):
+        return False
+    from salviz import compiled
+
+    compiled.clip_shares(_array(value), _array(whole), np.float32(cap), np.float32(stabiliser))
+    increment_version((value, whole))
+    return True
+
+
+class _Found:
+    """Room for what a loop learns of several sets of terms."""
+
+    def __init__(self, like: Tensor, count: int) -> None:
+        images, _, *self._size = like.shape
+        self.sizes = np.empty((count, images, self._size[0] * self._size[1]), np.float32)
+        self.scores = np.empty((count, images), np.float32)
+        # Numbers that are never negative have the order of their bits.
+        self.ends = np.empty((count, 2, images), np.int32)
+
+    def terms(self, place: int) -> Terms:
+        """Of one set."""
+        ends = torch.from_numpy(self.ends[place].view(np.float32))
+        sizes = torch.from_numpy(self.sizes[place]).view(-1, *self._size)
+        return torch.from_numpy(self.scores[place]), sizes, ends
+
+
+def _is_apt(*tensors: Tensor) -> bool:
+    """Whether all have their channels last on the CPU, and values to work on."""
+    return torch.get_num_threads() <= _FEW and all(
+        tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and tensor.ndim == 4
+        and tensor.numel() > 0
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+        for tensor in tensors
+    )
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    """`(N, C, h, w)` with its channels last as `(N, h w, C)`, the same memory."""
+    images, channels, height, width = tensor.shape
+    found: NDArray[np.float32] = tensor.detach().permute(0, 2, 3, 1).view(images, height * width, channels).numpy()
+    return found

@@ -1,0 +1,190 @@
+"""Loops that do what chains of PyTorch's operators do: compared with those, in double precision where sums are made."""
+
+import dataclasses
+import importlib
+
+import numba
+import pytest
+import torch
+from torch import Tensor, nn
+
+from salviz import compiled, engine, kernels
+from tests.models import classifier_of
+
+SHAPES = [(3, 16, 5, 7), (1, 5, 9, 1), (2, 1, 4, 4), (2, 37, 1, 1), (4, 8, 3, 2)]
+
+
+def last(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+    return values.to(memory_format=torch.channels_last)
+
+
+def expected(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    exact = terms.double()
+    sizes = exact.abs()
+    return exact.sum((1, 2, 3)), sizes.sum(1), torch.stack([sizes.amin((1, 2, 3)), sizes.amax((1, 2, 3))])
+
+
+def agrees(found: kernels.Terms, terms: Tensor) -> None:
+    scores, sizes, ends = expected(terms)
+    room = 1e-6 * terms.abs().double().sum((1, 2, 3)).max().item()
+    torch.testing.assert_close(found[0].double(), scores, rtol=0, atol=room)
+    torch.testing.assert_close(found[1].double(), sizes, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(found[2].double(), ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_terms_are_those_of_the_product(shape: tuple[int, ...]) -> None:
+    gradient, places = last(*shape, seed=0), last(*shape, seed=1)
+    channels = last(1, shape[1], 1, 1, seed=2)
+    for constant in (places, channels):
+        found = kernels.terms(gradient, constant)
+        assert found is not None
+        agrees(found, gradient * constant)
+
+
+@pytest.mark.parametrize("cap", [6.0, 0.5, float("inf")])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_clamps_way_back_and_its_terms(shape: tuple[int, ...], cap: float) -> None:
+    gradient, bias = last(*shape, seed=3), torch.randn(shape[1], generator=torch.Generator().manual_seed(4))
+    clipped = last(*shape, seed=5, scale=4.0).clamp(0, cap)
+    found = kernels.clip_terms(gradient, clipped, cap, bias)
+    assert found is not None
+    passed = torch.ops.aten.hardtanh_backward(gradient, clipped, 0.0, cap)
+    assert torch.equal(found[0], passed)
+    agrees(found[1], torch.where(clipped >= cap, gradient, torch.zeros_like(gradient)))
+    agrees(found[2], passed * bias.view(1, -1, 1, 1))
+
+
+def test_a_gradient_of_another_layout_is_put_in_order() -> None:
+    clipped = last(2, 3, 4, 5, seed=6).clamp(0, 1)
+    spread = torch.randn(2, 3, 1, 1, generator=torch.Generator().manual_seed(7)).expand(2, 3, 4, 5)
+    found = kernels.clip_terms(spread, clipped, 1.0, torch.ones(3))
+    assert found is not None
+    assert torch.equal(found[0], torch.ops.aten.hardtanh_backward(spread.contiguous(), clipped, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bounds", [(0.0, 6.0), (0.0, float("inf")), (-1.0, 1.0)])
+@pytest.mark.parametrize("baselines", ["one", "each"])
+def test_slopes_from_a_baseline(shape: tuple[int, ...], bounds: tuple[float, float], baselines: str) -> None:
+    z, slope = last(*shape, seed=8, scale=4.0), torch.empty(shape).to(memory_format=torch.channels_last)
+    z0 = last(*(1 if baselines == "one" else shape[0], *shape[1:]), seed=9, scale=4.0)
+    # No change at all at one place of every image: the derivative counts.
+    z[:, 0, 0, 0] = z0[:, 0, 0, 0]
+    out, out0 = z.clamp(*bounds), z0.clamp(*bounds)
+    derivative = ((z0 > bounds[0]) & (z0 < bounds[1])).float().expand_as(z)
+    wanted = torch.where(z == z0, derivative, (out - out0) / (z - z0))
+    assert kernels.clip_slopes(z, bounds, z0, slope)
+    assert torch.equal(z, out)
+    assert torch.equal(slope, wanted)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("cap", [6.0, float("inf")])
+def test_shares_of_what_a_clamp_leaves(shape: tuple[int, ...], cap: float) -> None:
+    value, whole = last(*shape, seed=10, scale=4.0), last(*shape, seed=11).abs()
+    out = value.clamp(0, cap)
+    wanted = out / (whole + 1e-9)
+    assert kernels.clip_shares(value, whole, cap, 1e-9)
+    assert torch.equal(value, out)
+    torch.testing.assert_close(whole, wanted, rtol=2e-7, atol=0)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    gradient = last(2, 4, 3, 3, seed=12)
+    gradient[1, 2, 0, 1] = torch.nan
+    found = kernels.clip_terms(gradient, torch.ones_like(gradient), 6.0, torch.ones(4))
+    assert found is not None
+    assert found[2][0].isnan().tolist() == [False, True]
+    drawn = torch.zeros(2, 3, 3)
+    assert kernels.draw(found[2][1], found[2][2], 4, drawn)
+    assert drawn[0].isfinite().all()
+    assert drawn[1, 0, 1].isnan()
+
+
+def test_what_other_operators_have_to_do_is_left_alone() -> None:
+    z = last(2, 4, 3, 3, seed=13)
+    for other in (z.double(), z.contiguous(), z.flatten(1), z[:0], z.to("meta")):
+        before = other.clone()
+        assert kernels.terms(other, other) is None
+        assert kernels.clip_terms(other, other, 6.0, torch.ones(4)) is None
+        assert not kernels.clip_slopes(other, (0.0, 6.0), other, torch.empty_like(other))
+        assert not kernels.clip_shares(other, other.clone(), 6.0, 1e-9)
+        assert other.is_meta or torch.equal(other, before)
+
+
+def test_many_threads_are_left_to_other_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = last(2, 4, 3, 3, seed=14)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert kernels.terms(z, z) is None
+
+
+def test_autograd_sees_what_is_overwritten() -> None:
+    leaf = last(2, 4, 3, 3, seed=15).requires_grad_(True)
+    z = leaf * 1.0
+    squared = z * z
+    with torch.no_grad():
+        assert kernels.clip_slopes(z, (0.0, 6.0), last(1, 4, 3, 3, seed=16), torch.empty_like(z))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squared.sum().backward()
+
+
+class Small(nn.Module):
+    """Convolutions with and without an activation between them, a skip, and both kinds of rectifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.deep = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.narrow, self.wide = nn.Conv2d(12, 5, 1), nn.Conv2d(5, 12, 1)
+        self.cap, self.relu, self.head = nn.ReLU6(inplace=True), nn.ReLU(inplace=True), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cap(self.first(3 * x))
+        x = x + self.relu(self.wide(self.narrow(self.cap(self.deep(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["full_grad", "deeplift", "lrp"])
+def test_methods_give_the_same_with_and_without(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Small().to(memory_format=torch.channels_last)
+    classifier = dataclasses.replace(classifier_of(net, size=16, classes=4), channels_last=True)
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    used = []
+    for name in ("terms", "clip_terms", "clip_slopes", "clip_shares"):
+        loop = getattr(compiled, name)
+        monkeypatch.setattr(compiled, name, lambda *args, loop=loop: (used.append(1), loop(*args)))
+
+    def maps() -> engine.Explained:
+        return engine.explain(classifier, x, method=method, digests=["a", "b", "c"])
+
+    with_loops = maps()
+    assert used
+    monkeypatch.setattr(kernels, "_FEW", 0)
+    used.clear()
+    without = maps()
+    assert not used
+    scale = without.maps.abs().max().item()
+    torch.testing.assert_close(with_loops.maps, without.maps, rtol=0, atol=1e-6 * scale)
+    torch.testing.assert_close(with_loops.completeness, without.completeness, rtol=0, atol=1e-5)
+
+
+def test_where_nothing_may_be_written_loops_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    njit = numba.njit
+
+    def nowhere(**options: object) -> object:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(numba, "njit", nowhere)
+    try:
+        importlib.reload(compiled)
+        z = last(2, 4, 3, 3, seed=17)
+        found = kernels.terms(z, z)
+        assert found is not None
+        agrees(found, z * z)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(compiled)
