@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"maps"}),
     frozenset({"engine", "request"}),
     frozenset({"explaining", "exploration", "sanity", "support"}),
-    frozenset({"agreement", "exploring", "scores", "render"}),
+    frozenset({"agreement", "durations", "exploring", "scores", "render"}),
     frozenset({"comparison", "figures", "filmstrip"}),
     frozenset({"runs"}),
     frozenset({"export"}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -11,31 +10,25 @@ import torch
 
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.loading import load
-
-_PROBES = 3
+from salviz.classifiers.speed import Speed, probe
 
 Key = tuple[str, str, str | None]
 """Id, device and autocast, as given to `ClassifierStore.get`."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Loaded:
-    """A classifier and how long one of its image passes takes here.
+    """A classifier and how long its image passes take here.
 
     Attributes:
         classifier: The shared classifier.
-        seconds_per_pass: Wall seconds an image pass, measured on a small batch and corrected by real work.
+        speed: Measured when it was loaded, and corrected by real work.
         key: What `ClassifierStore.get` was called with.
     """
 
     classifier: Classifier
-    seconds_per_pass: float
+    speed: Speed
     key: Key
-
-    def learn(self, passes: float, seconds: float) -> None:
-        """Correct the measured speed by a piece of real work."""
-        if passes >= 1:
-            self.seconds_per_pass = 0.5 * self.seconds_per_pass + 0.5 * seconds / passes
 
 
 @dataclass
@@ -66,7 +59,7 @@ class ClassifierStore:
                     self._kept.move_to_end(key)
                     return self._kept[key]
             classifier = load(id, device=device, autocast=autocast)
-            loaded = Loaded(classifier, _measure(classifier), key)
+            loaded = Loaded(classifier, probe(classifier), key)
             with self._lock:
                 self._kept[key] = loaded
                 while len(self._kept) > self.capacity:
@@ -77,20 +70,6 @@ class ClassifierStore:
         """Whether `get` would answer at once."""
         with self._lock:
             return (id, device, autocast) in self._kept
-
-
-def _measure(classifier: Classifier) -> float:
-    """Median seconds of one image in a forward pass of a few."""
-    height, width = classifier.preprocessing.input_size
-    blank = torch.zeros(4, 3, height, width, device=classifier.device)
-    times = []
-    with classifier.lock:
-        for _ in range(_PROBES):
-            started = time.perf_counter()
-            # Reading one number waits for devices that work asynchronously.
-            float(classifier.predict(blank)[0, 0])
-            times.append(time.perf_counter() - started)
-    return sorted(times)[_PROBES // 2] / len(blank)
 
 
 def devices() -> tuple[str, ...]:

@@ -161,6 +161,8 @@ class MethodCard:
         signed: Whether the raw map's sign means for and against.
         passes: Image passes for (parameters, input height and width), besides the prediction of the image itself:
             forwards and backwards both count one. Where 0 `channels` stand for all, as many as nets usually have.
+        differentiates: Whether most of these are halves of a forward and backward through the whole net. Others are
+            forwards alone, maybe with a gradient of the head, and can be several times as fast.
         more: What an image costs on top with (classifier, parameters), in passes, where that depends on the net: an
             estimate, which does not wait for the classifier's lock.
         parameters: Settings with the paper's defaults.
@@ -191,6 +193,7 @@ class MethodCard:
     scaling: Scaling
     signed: bool
     passes: Callable[[Mapping[str, Any], tuple[int, int]], float]
+    differentiates: bool = True
     more: Callable[[Classifier, Mapping[str, Any]], float] = _nothing
     parameters: tuple[Parameter, ...] = ()
     explains_predicted: bool = False

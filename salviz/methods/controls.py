@@ -27,6 +27,7 @@ from salviz.work import Work
         evidence="as_is",
         scaling="minmax",
         signed=False,
+        differentiates=False,
         passes=no_pass,
         has_target=False,
         failures="By construction insensitive to the model.",
@@ -60,6 +61,7 @@ def edge(
         evidence="as_is",
         scaling="minmax",
         signed=False,
+        differentiates=False,
         passes=no_pass,
         has_target=False,
         failures="By construction says nothing.",
@@ -87,6 +89,7 @@ def random(
         evidence="as_is",
         scaling="minmax",
         signed=False,
+        differentiates=False,
         passes=no_pass,
         parameters=(
             Parameter(
@@ -131,6 +134,7 @@ def center(
         evidence="as_is",
         scaling="minmax",
         signed=False,
+        differentiates=False,
         passes=no_pass,
         has_target=False,
         failures="By construction says nothing; metrics that need contrast are undefined for it.",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from salviz import engine, methods
+from salviz import durations, engine, methods
 from salviz.classifiers.store import Loaded
 from salviz.errors import Cancelled, MethodError
 from salviz.runs import measures
@@ -89,7 +89,7 @@ def _seconds(loaded: Loaded, able: Mapping[str, Settings]) -> float:
     each = {name: engine.passes({name: given}, size, loaded.classifier) for name, given in able.items()}
     cheap = {name: given for name, given in able.items() if each[name] <= PATIENT_PASSES}
     dear = {name: given for name, given in able.items() if name not in cheap}
-    seconds = engine.passes(dear, size, loaded.classifier) * loaded.seconds_per_pass if dear else 0.0
+    seconds = durations.seconds(loaded, dear) if dear else 0.0
     if cheap:
         seconds += _timed(loaded, cheap) / _IMAGES
     return seconds
@@ -112,8 +112,7 @@ def _timed(loaded: Loaded, chosen: Mapping[str, Settings]) -> float:
             raise
         except MethodError:
             # It will be the run's to say for which picture it does not work.
-            size = classifier.preprocessing.input_size
-            return engine.passes(chosen, size, classifier) * _IMAGES * loaded.seconds_per_pass
+            return _IMAGES * durations.seconds(loaded, chosen)
         if images == _IMAGES:
             taken = min(taken, time.perf_counter() - started)
             spent += time.perf_counter() - started

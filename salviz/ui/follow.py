@@ -75,19 +75,18 @@ def exploring(request: Any, picture: Any, loaded: Any) -> Task:
         picture: Its picture.
         loaded: Its classifier.
     """
-    from salviz import methods
+    from salviz import durations, methods
     from salviz.exploring import SLOW_PASSES
 
-    card = methods.get(request.method).card
-    passes = card.cost(loaded.classifier, request.settings)
+    passes = methods.get(request.method).card.cost(loaded.classifier, request.settings)
     rows = 1 + len(request.variants) + len(request.changes)
-    seconds: float = max(1.0, passes) * rows * loaded.seconds_per_pass
+    seconds = rows * durations.seconds(loaded, {request.method: request.settings})
 
     def run(job: Job) -> Any:
         from salviz.exploring import explore
 
         found = explore(loaded.classifier, picture, request, progress=job.tick, publish=job.publish)
-        loaded.learn(found.passes, found.seconds)
+        durations.learn(loaded, found)
         return found
 
     patience = PATIENT_SECONDS if passes <= SLOW_PASSES else CHEAP_SECONDS

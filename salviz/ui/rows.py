@@ -136,21 +136,23 @@ def split(chosen: Chosen) -> tuple[list[Request], list[Request]]:
     cheap: list[Request] = []
     slow: list[Request] = []
     spent = 0.0
-    for seconds, _, request in sorted((_seconds(chosen, r), place, r) for place, r in enumerate(chosen.requests)):
+    for seconds, _, request in sorted((_seconds(chosen, [r]), place, r) for place, r in enumerate(chosen.requests)):
         fits = spent + seconds <= follow.CHEAP_SECONDS or seconds <= follow.TRIFLE_SECONDS
         (cheap if fits else slow).append(request)
         spent += seconds if fits else 0.0
     return [r for r in chosen.requests if r in cheap], [r for r in chosen.requests if r in slow]
 
 
-def _seconds(chosen: Chosen, request: Request) -> float:
-    from salviz import methods
+def _seconds(chosen: Chosen, requests: list[Request]) -> float:
+    """Seconds that rows will take together, for each model those that are not known yet."""
+    from salviz import durations
 
-    if request.digest in session.rows():
-        return 0.0
-    loaded = chosen.loaded[request.weights]
-    passes = methods.get(request.method).card.cost(loaded.classifier, request.settings)
-    return float(max(1.0, passes) * max(1, chosen.top) * loaded.seconds_per_pass)
+    asked: dict[str, dict[str, Any]] = {}
+    for request in requests:
+        if request.digest not in session.rows():
+            asked.setdefault(request.weights, {})[request.method] = request.settings
+    each = (durations.seconds(chosen.loaded[weights], settings) for weights, settings in asked.items())
+    return max(1, chosen.top) * sum(each)
 
 
 def comparing(chosen: Chosen, requests: list[Request], picture: Picture, *, is_costly: bool) -> follow.Task:
@@ -162,6 +164,7 @@ def comparing(chosen: Chosen, requests: list[Request], picture: Picture, *, is_c
         picture: The photograph.
         is_costly: Whether it waits for the person to ask for it.
     """
+    from salviz import durations
     from salviz.comparison import comparison_digest
 
     def run(job: Any) -> Any:
@@ -173,14 +176,17 @@ def comparing(chosen: Chosen, requests: list[Request], picture: Picture, *, is_c
             (loaded,) = chosen.loaded.values()
             asked = for_top_classes(loaded.classifier, picture, requests[0], chosen.top)
         rows = session.rows()
+        known = rows.known()
 
         def publish(comparison: Any) -> None:
             rows.put(comparison.found)
             job.publish(comparison)
 
-        found = compare(classifiers, picture, asked, known=rows.known(), progress=job.tick, publish=publish)
+        found = compare(classifiers, picture, asked, known=known, progress=job.tick, publish=publish)
         rows.put(found.found)
+        for digest, row in found.found.items():
+            if digest not in known:
+                durations.learn(chosen.loaded[row.request.weights], row, is_alone=False)
         return found
 
-    seconds = sum(_seconds(chosen, request) for request in requests)
-    return follow.Task(comparison_digest(requests, chosen.top), seconds, is_costly, run)
+    return follow.Task(comparison_digest(requests, chosen.top), _seconds(chosen, requests), is_costly, run)

@@ -31,7 +31,7 @@ _FEW, _WIDE = 4, 150
 
 def task(check: Check, pick: Pick, pictures: Sequence[Picture], twin: Any) -> follow.Task:
     """The work of a check of the picked classifier."""
-    from salviz.engine import passes
+    from salviz import durations
     from salviz.plain import json_text
     from salviz.sanity import stage_names
     from salviz.sanity.report import described
@@ -40,11 +40,10 @@ def task(check: Check, pick: Pick, pictures: Sequence[Picture], twin: Any) -> fo
     loaded = pick.loaded
     classifier = loaded.classifier
     nets = len(stage_names(classifier, check.how))
-    more = [_card(name).more(classifier, _card(name).check_parameters(given)) for name, given in check.rows.items()]
-    once = (passes(check.rows, classifier.preprocessing.input_size, classifier) + sum(more)) * (1 + nets * check.draws)
+    once = durations.seconds(loaded, check.rows) * (1 + nets * check.draws)
     height, width = classifier.preprocessing.input_size
     compared = comparisons(check, len(pictures), nets) * height * width * _COMPARING_SECONDS
-    seconds = float(once * check.copies * len(pictures) * loaded.seconds_per_pass) + compared
+    seconds = once * check.copies * len(pictures) + compared
 
     def run(job: Any) -> Any:
         from salviz.sanity import check_pictures

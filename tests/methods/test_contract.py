@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from salviz import engine, methods
 from salviz.classifiers import Classifier
@@ -89,6 +91,35 @@ def test_the_model_is_left_as_found(name: str, method: str) -> None:
         explain(name, x, method, ["a"], target=ClassTarget(torch.tensor([5000])))
     assert_unchanged(before, state(classifier.runtime))
     assert_unchanged(published, state(classifier.module))
+
+
+class Layers(TorchFunctionMode):
+    """Counts the images that convolutions, and linear layers of tokens, were given: with a graph and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = {True: 0, False: 0}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.conv2d, F.linear) and result.ndim > 2:
+            self.images[result.requires_grad] += len(result)
+        return result
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_the_card_says_whether_the_passes_are_differentiated(method: str) -> None:
+    """A third of the forwards with a graph is half of all passes: each of these has a backward."""
+    chosen = methods.get(method)
+    is_on_tokens = chosen.card.family == "attention"
+    classifier, size = (timm_model("test_vit"), 160) if is_on_tokens else (toy(), 32)
+    # Its refusal may run the net, and a search for a first mask is long beside two steps.
+    assert chosen.refusal(classifier) is None
+    given = quick(method) | ({"iterations": 20} if "iterations" in quick(method) else {})
+    with Layers() as seen:
+        engine.explain(classifier, images(1, size), method=method, parameters=given, digests=["a"])
+    share = seen.images[True] / sum(seen.images.values())
+    assert chosen.card.differentiates == (share > 1 / 3)
 
 
 class Crashing(nn.Module):

@@ -13,10 +13,15 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from salviz.classifiers.registry import SHIPPED
+from salviz.classifiers.speed import Speed
+from salviz.classifiers.store import Loaded
+from salviz.images.gallery import open_sample
 from salviz.methods import METHODS
 from salviz.overlay import format_value
+from salviz.request import request_for
 from salviz.ui import compare as page
-from salviz.ui import follow, panels, session
+from salviz.ui import follow, panels, rows, session
+from tests.models import toy
 from tests.pages.conftest import ROOT, TIMEOUT, pixels
 
 Open = Callable[..., AppTest]
@@ -214,6 +219,29 @@ def test_every_row_says_how_long_it_took_and_in_how_many_passes(compare: Open) -
         title = METHODS[row.request.method].card.title
         assert told[title].group(1) == page.duration(row.seconds)
         assert told[title].group(2) == panels.counted(row.passes, "pass", "passes")
+
+
+def test_rows_that_share_no_pass_teach_the_speed(compare: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[str] = []
+    monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
+    monkeypatch.setattr(Speed, "learn", lambda speed, method, **how: learned.append(method))
+    compare(methods="gradient,input_x_gradient,occlusion")
+    assert learned == ["occlusion"]
+    compare(methods="gradient,occlusion")
+    assert learned == ["occlusion"], "known rows took no time"
+
+
+def test_rows_of_one_model_cost_shared_passes_once() -> None:
+    classifier, picture = toy(), open_sample("cat")
+    asked = [
+        request_for(picture, classifier, method=method, parameters={"samples": 50}, variants=())
+        for method in ("smoothgrad", "smoothgrad_squared", "vargrad", "rise")
+    ]
+    chosen = rows.Chosen(
+        "methods", asked, {classifier.digest: Loaded(classifier, Speed(1.0, 3.0), ("toy", "cpu", None))}
+    )
+    assert rows.comparing(chosen, asked, picture, is_costly=True).seconds == 100 * 3 + 50
+    assert rows.comparing(replace(chosen, top=4), asked[-1:], picture, is_costly=True).seconds == 4 * 50
 
 
 def clicked(app: AppTest, request: Any) -> AppTest:

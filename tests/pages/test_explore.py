@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from salviz import maps
-from salviz.classifiers.store import Loaded
+from salviz.classifiers.speed import Speed
 from salviz.errors import MethodError, Refusal, SalvizError
 from salviz.methods import METHODS
 from salviz.transforms import AUGMENTATIONS
@@ -943,7 +943,7 @@ def test_a_standard_error_is_shown_with_its_samples_and_the_passes_made(
 ) -> None:
     learned: list[float] = []
     monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
-    monkeypatch.setattr(Loaded, "learn", lambda loaded, passes, seconds: learned.append(passes))
+    monkeypatch.setattr(Speed, "learn", lambda speed, method, *, passes, **how: learned.append(passes))
     app = visit(method="smoothgrad", aug="flip_lr", **{"set.samples": "500", "set.tolerance": "0.9"})
     facts = facts_of(app)
     told = re.search(r"([\d,]+) passes in .* standard error ([\d.]+) % of its spread after (\d+) samples", facts)

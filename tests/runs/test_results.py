@@ -326,6 +326,20 @@ def test_estimates_count_maps_and_leave_out_what_does_not_work() -> None:
     assert dearer.seconds > 10 * cheaper.seconds > 0
 
 
+def test_dear_methods_are_estimated_from_the_speed_of_their_passes() -> None:
+    from salviz import load
+    from salviz.classifiers.speed import Speed
+    from salviz.classifiers.store import Loaded
+    from salviz.runs.estimate import estimate
+
+    net = load("fashion_cnn", device="cpu")
+    asked = spec(models=("fashion_cnn",), methods={"rise": {"samples": 100}, "smoothgrad": {"samples": 50}})
+    found = estimate(asked, 10, lambda model: Loaded(net, Speed(1.0, 3.0), (model, "cpu", None)))
+    # A clean map, three augmentations, the untrained twin.
+    assert found.maps == 10 * 5 * 2
+    assert found.seconds == 10 * 5 * (100 * 1 + 100 * 3)
+
+
 def test_empty_tables_are_no_fault(tmp_path: Path) -> None:
     from salviz.runs.execution import begin
 

@@ -74,6 +74,7 @@ def roll_out(queries: Tensor, blocks: Sequence[Tensor], residual: float, discard
         evidence="as_is",
         scaling="minmax",
         signed=False,
+        differentiates=False,
         passes=one_pass,
         parameters=(
             Parameter("fusion", "mean", "How the heads of a block are joined.", choices=tuple(_FUSIONS)),

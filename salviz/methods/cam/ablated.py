@@ -113,6 +113,7 @@ def _head_passes(classifier: Classifier, parameters: Mapping[str, Any]) -> float
         evidence="positive",
         scaling="minmax",
         signed=True,
+        differentiates=False,
         passes=one_pass,
         more=_head_passes,
         parameters=(LAYER, CHANNELS),

@@ -54,6 +54,7 @@ def _cam(
         evidence="positive",
         scaling="minmax",
         signed=True,
+        differentiates=False,
         passes=one_pass,
         parameters=(LAYER,),
         explains_predicted=True,

@@ -53,6 +53,7 @@ def finer_score(logits: Tensor, target: ClassTarget, strength: float, references
         evidence="positive",
         scaling="minmax",
         signed=True,
+        differentiates=False,
         passes=one_pass,
         parameters=(
             LAYER,

@@ -63,6 +63,7 @@ def first_component(activation: Tensor, *, is_centred: bool) -> Tensor:
         evidence="positive",
         scaling="minmax",
         signed=False,
+        differentiates=False,
         passes=one_pass,
         parameters=(
             LAYER,

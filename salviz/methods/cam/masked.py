@@ -49,6 +49,7 @@ def _score_cam_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> f
         evidence="positive",
         scaling="minmax",
         signed=False,
+        differentiates=False,
         passes=_score_cam_passes,
         parameters=(LAYER, CHANNELS),
         explains_predicted=True,

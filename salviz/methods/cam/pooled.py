@@ -100,6 +100,7 @@ def needs_pooled_head(classifier: Classifier) -> str | None:
         evidence="positive",
         scaling="minmax",
         signed=True,
+        differentiates=False,
         passes=one_pass,
         parameters=(LAYER,),
         explains_predicted=True,

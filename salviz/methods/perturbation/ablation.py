@@ -37,6 +37,7 @@ def _most(parameters: Mapping[str, Any], size: tuple[int, int]) -> int:
         evidence="positive",
         scaling="minmax",
         signed=True,
+        differentiates=False,
         passes=lambda parameters, size: float(_most(parameters, size)),
         parameters=(segmentation("slic"), SEGMENTS, PIXELS, FILL),
         failures="What two superpixels both show is missed: hiding one leaves the other.",

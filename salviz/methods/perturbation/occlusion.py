@@ -42,6 +42,7 @@ def _occlusion_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> f
         evidence="positive",
         scaling="minmax",
         signed=True,
+        differentiates=False,
         passes=_occlusion_passes,
         parameters=(
             Parameter("window", 32, "Side of the square, in pixels; the paper gives none.", low=1, high=512, step=1),

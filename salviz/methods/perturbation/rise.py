@@ -158,6 +158,7 @@ class _Moments:
         evidence="as_is",
         scaling="minmax",
         signed=False,
+        differentiates=False,
         passes=lambda parameters, size: float(parameters["samples"]),
         parameters=(
             Parameter(

@@ -85,6 +85,7 @@ def draw_shapley(found: Superpixels, samples: int, generators: Sequence[torch.Ge
         scaling="minmax",
         signed=True,
         # The whole image is the first sample, and its score is known.
+        differentiates=False,
         passes=lambda parameters, size: float(parameters["samples"]) - 1.0,
         parameters=(
             Parameter(
@@ -178,6 +179,7 @@ def lime(
         signed=True,
         completeness="the superpixels' values add up to {error} than the change of {score} from the blank image",
         # One more for the blank image.
+        differentiates=False,
         passes=lambda parameters, size: float(parameters["samples"]) + 1.0,
         parameters=(
             Parameter(
