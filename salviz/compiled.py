@@ -131,6 +131,39 @@ def clip_slopes(z: Array, low: np.float32, high: np.float32, z0: Array, slope: A
 
 
 @_compile
+def slopes(z: Array, out: Array, z0: Array, out0: Array, near: np.float32, slope: Array, counts: Array) -> None:
+    """See `kernels.slopes`; `z0` `(1 or N, P, C)`, `counts` `(N, P)` how many are near."""
+    images, rows, length = z.shape
+    for n in range(images):
+        m = n % len(z0)
+        for p in range(rows):
+            given, before, made, made0, found = z[n, p], z0[m, p], out[n, p], out0[m, p], slope[n, p]
+            count = 0
+            for c in range(length):
+                run = given[c] - before[c]
+                found[c] = (made[c] - made0[c]) / run
+                count += abs(run) < near
+            counts[n, p] = count
+
+
+@_compile
+def near_ones(z: Array, z0: Array, near: np.float32, counts: Array, places: Array, half_ways: Array) -> None:
+    """Flat places `(K,)` in `z` of what `slopes` counted, and the means of both ends there."""
+    images, rows, length = z.shape
+    found = 0
+    for n in range(images):
+        m = n % len(z0)
+        for p in range(rows):
+            if counts[n, p]:
+                given, before = z[n, p], z0[m, p]
+                for c in range(length):
+                    if abs(given[c] - before[c]) < near:
+                        places[found] = (n * rows + p) * length + c
+                        half_ways[found] = (given[c] + before[c]) / 2
+                        found += 1
+
+
+@_compile
 def clip_shares(value: Array, whole: Array, cap: np.float32, stabiliser: np.float32) -> None:
     """See `kernels.clip_shares`."""
     images, places, channels = value.shape

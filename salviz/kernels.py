@@ -7,6 +7,8 @@ then, which every device has.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -105,6 +107,39 @@ def clip_slopes(z: Tensor, bounds: tuple[float, float], z0: Tensor, slope: Tenso
     return True
 
 
+def slopes(
+    z: Tensor, out: Tensor, z0: Tensor, out0: Tensor, near: float, derivative: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """A function's change from a baseline over its input's change, or None where PyTorch has to find it.
+
+    Args:
+        z: `(N, ...)` input.
+        out: What the function makes of it.
+        z0: The baseline's input, of the same shape or one for all images.
+        out0: What the function makes of that.
+        near: A change of the input below which its quotient is not to be trusted.
+        derivative: Of the function, `(K,)` -> `(K,)`: counts half-way between what is so near.
+
+    Returns:
+        Of the shape of `z`.
+    """
+    if any(len(part) not in (1, len(z)) or part.shape[1:] != z.shape[1:] for part in (z0, out0)):
+        return None
+    slope = torch.empty_like(z)
+    arrays = [_rows(part) for part in (z, out, z0, out0, slope)]
+    z_, out_, z0_, out0_, slope_ = arrays
+    if torch.get_num_threads() > _FEW or z_ is None or out_ is None or z0_ is None or out0_ is None or slope_ is None:
+        return None
+    from salviz import compiled
+
+    counts = np.empty(z_.shape[:2], np.int64)
+    compiled.slopes(z_, out_, z0_, out0_, np.float32(near), slope_, counts)
+    places, half_ways = np.empty(counts.sum(), np.int64), np.empty(counts.sum(), np.float32)
+    compiled.near_ones(z_, z0_, np.float32(near), counts, places, half_ways)
+    slope_.reshape(-1)[places] = derivative(torch.from_numpy(half_ways)).numpy()
+    return slope
+
+
 def clip_shares(value: Tensor, whole: Tensor, cap: float, stabiliser: float) -> bool:
     """A clamp from 0 to a cap in place, and the share that what is left has in a whole.
 
@@ -153,6 +188,17 @@ def _is_apt(*tensors: Tensor) -> bool:
         and tensor.is_contiguous(memory_format=torch.channels_last)
         for tensor in tensors
     )
+
+
+def _rows(tensor: Tensor) -> NDArray[np.float32] | None:
+    """`(N, ...)` as `(N, P, C)` in the order of its memory, its last dimension or its channels last; None where not."""
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor.ndim < 2 or not tensor.numel():
+        return None
+    if tensor.is_contiguous():
+        found: NDArray[np.float32] = tensor.detach().view(len(tensor), -1, tensor.shape[-1]).numpy()
+        return found
+    is_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return _array(tensor) if is_last else None
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

@@ -130,6 +130,33 @@ def test_autograd_sees_what_is_overwritten() -> None:
         squared.sum().backward()
 
 
+@pytest.mark.parametrize("baselines", ["one", "each"])
+@pytest.mark.parametrize(
+    ("shape", "is_last"), [((3, 5, 7), False), ((2, 8, 4, 3), False), ((2, 8, 4, 3), True), ((4, 6), False)]
+)
+def test_slopes_of_a_curve(shape: tuple[int, ...], is_last: bool, baselines: str) -> None:
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(18))
+    z0 = torch.randn(1 if baselines == "one" else shape[0], *shape[1:], generator=torch.Generator().manual_seed(19))
+    z.view(len(z), -1)[:, ::3] = z0.view(len(z0), -1)[:, ::3] + 1e-4
+    if is_last:
+        z, z0 = z.to(memory_format=torch.channels_last), z0.to(memory_format=torch.channels_last)
+    out, out0 = z.tanh(), z0.tanh()
+    found = kernels.slopes(z, out, z0, out0, 0.005, lambda half_way: 1 - half_way.tanh().square())
+    assert found is not None
+    exact, exact0 = z.double(), z0.double()
+    wanted = (exact.tanh() - exact0.tanh()) / (exact - exact0)
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5)
+    near = ((z - z0).abs() < 0.005).nonzero(as_tuple=True)
+    assert len(near[0]) >= z.numel() // 3
+    torch.testing.assert_close(found[near].double(), wanted[near], rtol=3e-7, atol=3e-7)
+
+
+def test_slopes_of_a_curve_where_they_cannot_be_found() -> None:
+    z = last(2, 4, 3, 3, seed=20)
+    for part, part0 in ((z.double(), z.double()), (z.to("meta"), z.to("meta")), (z, z[:, :1]), (z, z.contiguous()[0])):
+        assert kernels.slopes(part, part, part0, part0, 0.1, torch.cos) is None
+
+
 class Small(nn.Module):
     """Convolutions with and without an activation between them, a skip, and both kinds of rectifier."""
 

@@ -25,13 +25,8 @@ class _Rescaled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, call: Activation, z0: Tensor) -> Tensor:
-        # Memory is dear: the kernel clears what is new. So there is one new activation, overwritten until it is the
-        # slope, and where the net overwrites its own, so does this.
-        out, slope = z if call.is_inplace else torch.empty_like(z), torch.empty_like(z)
-        if call.bounds is not None or call.name in HOMOGENEOUS:
-            _straight(call, z, z0, out, slope)
-        else:
-            _curved(call, z, z0, out, slope)
+        is_straight = call.bounds is not None or call.name in HOMOGENEOUS
+        out, slope = (_straight if is_straight else _curved)(call, z, z0)
         if call.is_inplace:
             ctx.mark_dirty(z)
         ctx.save_for_backward(slope)
@@ -44,13 +39,15 @@ class _Rescaled(torch.autograd.Function):
         return slope.mul_(grad), None, None
 
 
-def _straight(call: Activation, z: Tensor, z0: Tensor, out: Tensor, slope: Tensor) -> None:
-    """`out` and `slope` of an activation that is made of straight pieces.
+def _straight(call: Activation, z: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
+    """Values, over the input where the net does so, and slopes of an activation that is made of straight pieces.
 
     Differences on a piece are exact, so only no difference at all needs the derivative, which is the baseline's then.
     """
+    # Memory is dear: the kernel clears what is new. So there is one new activation, overwritten until it is the slope.
+    out, slope = z if call.is_inplace else torch.empty_like(z), torch.empty_like(z)
     if out is z and call.bounds is not None and kernels.clip_slopes(z, call.bounds, z0, slope):
-        return
+        return out, slope
     out0 = call.apply(z0)
     # A number too small to change any other quotient brings it in: 0/0 becomes the derivative, without a mask.
     tiny = _derivative(call, z0, out0).mul_(_TINY)
@@ -61,19 +58,24 @@ def _straight(call: Activation, z: Tensor, z0: Tensor, out: Tensor, slope: Tenso
         else:
             torch.clamp(z_, *call.bounds, out=out_)
         torch.sub(out_, out0_, out=slope_).add_(tiny_).div_(run.add_(_TINY))
+    return out, slope
 
 
-def _curved(call: Activation, z: Tensor, z0: Tensor, out: Tensor, slope: Tensor) -> None:
-    """`out` and `slope` of any other.
+def _curved(call: Activation, z: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of any other.
 
     Of a small difference rounding leaves little. There the derivative half-way is nearer to the truth.
     """
-    out0 = call.apply(z0)
-    for z_, z0_, out_, out0_, slope_ in parts(z, z0, out, out0, slope):
-        run = z_ - z0_
-        half_way = _derivative(call, (z_ + z0_) / 2, out0_)
-        rise = torch.sub(out_.copy_(call.apply(z_)), out0_, out=slope_)
-        torch.where(run.abs() < _close(z), half_way, rise.div_(run), out=rise)
+    out, out0 = call.apply(z), call.apply(z0)
+    slope = kernels.slopes(z, out, z0, out0, _close(z), lambda half_way: _derivative(call, half_way, half_way))
+    if slope is None:
+        slope = torch.empty_like(z)
+        for z_, z0_, out_, out0_, slope_ in parts(z, z0, out, out0, slope):
+            run = z_ - z0_
+            half_way = _derivative(call, (z_ + z0_) / 2, out0_)
+            rise = torch.sub(out_, out0_, out=slope_)
+            torch.where(run.abs() < _close(z), half_way, rise.div_(run), out=rise)
+    return z.copy_(out) if call.is_inplace else out, slope
 
 
 def _close(z: Tensor) -> float:
