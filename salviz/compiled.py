@@ -21,11 +21,11 @@ _ONE: Any = np.float32(1)
 _NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
 
 
-def _compile(function: Callable[..., None]) -> Callable[..., None]:
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
     # Nothing is assumed of infinities and of what is no number: they come out as they would of PyTorch's operators.
     options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "nsz", "contract"}}
     try:
-        compiled: Callable[..., None] = numba.njit(cache=True, **options)(function)
+        compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:
         # There is nowhere to keep it: neither here nor in a home may anything be written.
         compiled = numba.njit(**options)(function)
@@ -161,6 +161,67 @@ def near_ones(z: Array, z0: Array, near: np.float32, counts: Array, places: Arra
                         places[found] = (n * rows + p) * length + c
                         half_ways[found] = (given[c] + before[c]) / 2
                         found += 1
+
+
+@_compile
+def _mean_and_deviation(row: Array, share: np.float32, eps: np.float32) -> tuple[np.float32, np.float32]:
+    total = _ZERO
+    for c in range(len(row)):
+        total += row[c]
+    mean = total * share
+    squares = _ZERO
+    for c in range(len(row)):
+        centred = row[c] - mean
+        squares += centred * centred
+    return mean, np.float32(np.sqrt(squares * share + eps))
+
+
+@_compile
+def norms(z: Array, z0: Array, eps: np.float32, out: Array, both: Array, out0: Array, scales: Array) -> None:
+    """See `kernels.norms`; `z0` and `out0` `(1 or N, P, C)`, `scales` `(N, P)`."""
+    images, rows, length = z.shape
+    baselines = len(z0)
+    of_row = np.float32(1 / length)
+    means0, deviations0 = np.empty((baselines, rows), np.float32), np.empty((baselines, rows), np.float32)
+    for m in range(baselines):
+        for p in range(rows):
+            mean, deviation = _mean_and_deviation(z0[m, p], of_row, eps)
+            means0[m, p], deviations0[m, p] = mean, deviation
+            before, made0 = z0[m, p], out0[m, p]
+            for c in range(length):
+                made0[c] = (before[c] - mean) / deviation
+    for n in range(images):
+        m = n % baselines
+        for p in range(rows):
+            mean, deviation = _mean_and_deviation(z[n, p], of_row, eps)
+            mean0, deviation0 = means0[m, p], deviations0[m, p]
+            scale = _ONE / deviation
+            share = -of_row * scale / (deviation + deviation0)
+            given, before, made, held = z[n, p], z0[m, p], out[n, p], both[n, p]
+            for c in range(length):
+                centred = given[c] - mean
+                made[c] = centred * scale
+                held[c] = (centred + (before[c] - mean0)) * share
+            scales[n, p] = scale
+
+
+@_compile
+def norms_back(gradient: Array, both: Array, out0: Array, scales: Array, back: Array) -> None:
+    """See `kernels.norms_back`; shapes as in `norms`."""
+    images, rows, length = gradient.shape
+    for n in range(images):
+        m = n % len(out0)
+        for p in range(rows):
+            given, held, made0, left = gradient[n, p], both[n, p], out0[m, p], back[n, p]
+            total, shares, handed = _ZERO, _ZERO, _ZERO
+            for c in range(length):
+                here = given[c]
+                total += here
+                shares += held[c]
+                handed += here * made0[c]
+            mean = (scales[n, p] * total + handed * shares) / np.float32(length)
+            for c in range(length):
+                left[c] = given[c] * scales[n, p] + held[c] * handed - mean
 
 
 @_compile

@@ -140,6 +140,50 @@ def slopes(
     return slope
 
 
+def norms(z: Tensor, z0: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
+    """`(z - mean) / deviation` over the last dimension, and what its way back from a baseline needs; None as above.
+
+    With the centred `c` and its deviation `d` that is `(c + c0) / (-C d (d + d0))`, `c0 / d0` and `1 / d`.
+
+    Args:
+        z: `(N, ..., C)`.
+        z0: The baseline's, of the same shape or one for all images.
+        eps: Added to variances.
+    """
+    if len(z0) not in (1, len(z)) or z0.shape[1:] != z.shape[1:] or z.ndim < 3:
+        return None
+    z_, z0_ = _rows(z), _rows(z0)
+    if torch.get_num_threads() > _FEW or z_ is None or z0_ is None or not (z.is_contiguous() and z0.is_contiguous()):
+        return None
+    from salviz import compiled
+
+    out, both, out0, scales = np.empty_like(z_), np.empty_like(z_), np.empty_like(z0_), np.empty(z_.shape[:2], z_.dtype)
+    compiled.norms(z_, z0_, np.float32(eps), out, both, out0, scales)
+    made, held, held0 = (torch.from_numpy(part).view(-1, *z.shape[1:]) for part in (out, both, out0))
+    return made, (held, held0, torch.from_numpy(scales).view(*z.shape[:-1], 1))
+
+
+def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> Tensor | None:
+    """The way back through what `norms` makes.
+
+    Args:
+        gradient: `(N, ..., C)`.
+        both: As the others from `norms`.
+        out0: As above.
+        scale: As above.
+    """
+    if torch.get_num_threads() > _FEW:
+        return None
+    given, held, made0 = _rows(gradient.contiguous()), _rows(both), _rows(out0)
+    if given is None or held is None or made0 is None:
+        return None
+    from salviz import compiled
+
+    back = np.empty_like(given)
+    compiled.norms_back(given, held, made0, scale.view(given.shape[:2]).numpy(), back)
+    return torch.from_numpy(back).view(gradient.shape)
+
+
 def clip_shares(value: Tensor, whole: Tensor, cap: float, stabiliser: float) -> bool:
     """A clamp from 0 to a cap in place, and the share that what is left has in a whole.
 

@@ -157,6 +157,33 @@ def test_slopes_of_a_curve_where_they_cannot_be_found() -> None:
         assert kernels.slopes(part, part, part0, part0, 0.1, torch.cos) is None
 
 
+@pytest.mark.parametrize("baselines", ["one", "each"])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 3, 4, 16), (1, 1, 33)])
+def test_norms_and_their_way_back(shape: tuple[int, ...], baselines: str) -> None:
+    z, gradient = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (21, 22))
+    z0 = torch.randn(1 if baselines == "one" else shape[0], *shape[1:], generator=torch.Generator().manual_seed(23))
+    found = kernels.norms(z, z0, 1e-3)
+    assert found is not None
+    centred, centred0 = (part.double() - part.double().mean(-1, keepdim=True) for part in (z, z0))
+    d, d0 = ((part.square().mean(-1, keepdim=True) + 1e-3).sqrt() for part in (centred, centred0))
+    torch.testing.assert_close(found[0].double(), centred / d, rtol=1e-5, atol=1e-5)
+    back = kernels.norms_back(gradient, *found[1])
+    assert back is not None
+    # The changes that are handed back add up to the change of the norm.
+    change = (gradient * (found[0].double() - centred0 / d0)).sum(-1)
+    torch.testing.assert_close((back.double() * (z.double() - z0.double())).sum(-1), change, rtol=1e-4, atol=1e-4)
+    plain = gradient / d + (centred + centred0) / (-shape[-1] * d * (d + d0)) * (gradient * centred0 / d0).sum(
+        -1, keepdim=True
+    )
+    torch.testing.assert_close(back.double(), plain - plain.mean(-1, keepdim=True), rtol=1e-5, atol=1e-5)
+
+
+def test_norms_that_cannot_be_found() -> None:
+    z = torch.randn(2, 3, 4, 5)
+    for part, part0 in ((z.double(), z.double()), (z, z[:, :1]), (z.transpose(1, 3), z), (z.to("meta"), z.to("meta"))):
+        assert kernels.norms(part, part0, 1e-5) is None
+
+
 class Small(nn.Module):
     """Convolutions with and without an activation between them, a skip, and both kinds of rectifier."""
 
