@@ -1,8 +1,8 @@
 """One image, several explanations of it side by side: methods, models, or the most probable classes.
 
-Data flow: requests (no variants) -> those of one model and target in one `engine.explain_set` -> an exploration each ->
-their agreement. A row is an exploration like any other: what draws and exports one does so here, and its request opens
-it in Explore.
+Data flow: requests (no variants) -> those of one model and target in one `engine.explain_set`, and with them other
+targets of the same methods where that saves passes -> an exploration each -> their agreement. A row is an exploration
+like any other: what draws and exports one does so here, and its request opens it in Explore.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from salviz.errors import Cancelled, RequestError, SalvizError
 from salviz.exploration import Exploration, single
 from salviz.images import Picture
 from salviz.request import Request, precision_of
-from salviz.targets import RUNNER_UP
+from salviz.targets import RUNNER_UP, PredictedTarget, together
 from salviz.work import Parts, Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -98,12 +98,13 @@ def compare(
     for request in dict.fromkeys(requests):
         if request.digest not in found:
             groups.setdefault(_group(request, groups), []).append(request)
-    counter = Parts(progress, sum(_passes(classifiers[group[0].weights], group) for group in groups.values()))
+    sets = _sets(classifiers, list(groups.values()))
+    counter = Parts(progress, sum(_passes(classifiers[group[0].weights], group) for group in sets))
 
     def so_far() -> Comparison:
         return Comparison(tuple(requests), dict(found), dict(problems))
 
-    for group in groups.values():
+    for group in sets:
         classifier = classifiers[group[0].weights]
         refusals = {request: _refusal(classifier, request) for request in group}
         problems.update({request.digest: told for request, told in refusals.items() if told is not None})
@@ -168,9 +169,29 @@ def _group(request: Request, groups: Mapping[tuple[object, ...], list[Request]])
     return (*shared, place)
 
 
+def _sets(classifiers: Mapping[str, Classifier], groups: Sequence[list[Request]]) -> list[list[Request]]:
+    """Groups that differ in their targets alone as one, where that saves passes; else each comes as soon as it can."""
+    alike: dict[tuple[object, ...], list[list[Request]]] = {}
+    for group in groups:
+        one = group[0]
+        asked = tuple(sorted((request.method, request.parameters) for request in group))
+        key = (one.weights, one.against is None, one.output, one.seed, one.precision, asked)
+        alike.setdefault(key, []).append(group)
+    sets = []
+    for parts in alike.values():
+        classifier, whole = classifiers[parts[0][0].weights], [request for part in parts for request in part]
+        saves = _passes(classifier, whole) < sum(_passes(classifier, part) for part in parts)
+        sets.extend([whole] if saves else parts)
+    return sets
+
+
 def _passes(classifier: Classifier, group: Sequence[Request]) -> float:
     settings = {request.method: request.settings for request in group}
-    return engine.passes(settings, classifier.preprocessing.input_size, classifier)
+    return engine.passes(settings, classifier.preprocessing.input_size, classifier, len(_targets(group)))
+
+
+def _targets(group: Sequence[Request]) -> list[PredictedTarget]:
+    return list(dict.fromkeys(request.explained for request in group))
 
 
 def _explain(
@@ -184,18 +205,20 @@ def _explain(
 ) -> None:
     prep = classifier.preprocessing
     frame = prep.frame(picture.image).to(classifier.device).unsqueeze(0)
-    by_method = {request.method: request for request in group}
+    targets = _targets(group)
 
     def take(method: str, explained: engine.Explained) -> None:
-        request = by_method[method]
-        found[request.digest] = single(classifier, picture, request, frame, explained)
+        for request in group:
+            if request.method == method:
+                own = explained.of_class(targets.index(request.explained), len(targets))
+                found[request.digest] = single(classifier, picture, request, frame, own)
         tell()
 
     engine.explain_set(
         classifier,
         prep.normalise(frame),
         methods={request.method: request.settings for request in group},
-        target=group[0].explained,
+        target=together(targets),
         digests=[picture.digest],
         seed=group[0].seed,
         batch_size=batch_size,

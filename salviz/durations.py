@@ -10,7 +10,7 @@ from salviz.classifiers.store import Loaded
 from salviz.exploration import Exploration
 
 
-def seconds(loaded: Loaded, chosen: Mapping[str, Mapping[str, Any] | None]) -> float:
+def seconds(loaded: Loaded, chosen: Mapping[str, Mapping[str, Any] | None], classes: int = 1) -> float:
     """Wall seconds that a map of each of some methods will take together, about.
 
     A method of no pass takes as long as the prediction.
@@ -18,6 +18,7 @@ def seconds(loaded: Loaded, chosen: Mapping[str, Mapping[str, Any] | None]) -> f
     Args:
         loaded: What is to be explained.
         chosen: Settings that differ from the defaults, by method id.
+        classes: How many classes of an image are explained.
 
     Raises:
         MethodError: An unknown method or setting, or a value out of its range.
@@ -30,9 +31,9 @@ def seconds(loaded: Loaded, chosen: Mapping[str, Mapping[str, Any] | None]) -> f
     # A pass that methods share is the slowest that one of them needs, and the others have it for nothing.
     for name in sorted(chosen, key=price.__getitem__, reverse=True):
         together[name] = chosen[name]
-        made = engine.passes(together, classifier.preprocessing.input_size, classifier)
+        made = engine.passes(together, classifier.preprocessing.input_size, classifier, classes)
         more = cards[name].more(classifier, cards[name].check_parameters(chosen[name]))
-        total += price[name] * (made - before + more)
+        total += price[name] * (made - before + more * (1 if cards[name].all_classes else classes))
         before = made
     return max(speed.forward, total)
 

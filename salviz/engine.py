@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from salviz import methods as registry
 from salviz.classifiers.classifier import Classifier
 from salviz.errors import ClassifierError, MethodError, Refusal, RequestError
 from salviz.flatness import is_flat
 from salviz.footprint import images_in_pass
 from salviz.maps import resize, signed
-from salviz.methods.card import Attribution, Method
-from salviz.methods.passes import is_one_way, shared_logits
+from salviz.methods.card import Attribution
+from salviz.methods.passes import shared_logits
 from salviz.seeds import generators
+from salviz.steps import Settings, Step, checked, passes, plan, total
 from salviz.targets import ClassTarget, PredictedTarget, Target, class_indices
 from salviz.work import Progress, Work, even, is_out_of_memory, silent
 
-Settings = Mapping[str, Any]
+__all__ = ["Explained", "Settings", "check_images", "explain", "explain_set", "passes", "predict"]
 
 
 @dataclass(frozen=True)
 class Explained:
-    """Maps of a batch and what was learned on the way.
+    """Maps of a batch and what was learned on the way; one row an image, or as many as classes of it were explained.
 
     Attributes:
         maps: `(N, h, w)` or `(N, C, h, w)` float32, raw, on the classifier's device.
         logits: `(N, K)` float32 of the plain images.
-        classes: `(N,)` int64, the explained class of each image.
+        classes: `(N,)` int64, the explained class of each row.
         rivals: `(N,)` int64, the class each contrast is against, or None.
         completeness: `(N,)` completeness error, or None where the method promises none.
         standard_error: `(N,)` of sampling methods, as a share of the map's own spread, or None.
@@ -40,6 +40,7 @@ class Explained:
         passes: Image passes the batch took, as if the method were alone.
         seconds: Wall time, without what another method of the set had found before.
         size: `(height, width)` of the input.
+        alone: Image passes each row would take by itself: where several rows show an image, `passes` may be fewer.
     """
 
     maps: Tensor
@@ -52,6 +53,28 @@ class Explained:
     passes: float
     seconds: float
     size: tuple[int, int]
+    alone: tuple[float, ...]
+
+    def of_class(self, place: int, classes: int) -> Explained:
+        """The rows of one class of every image, with the passes they take by themselves and an even share of the time.
+
+        Args:
+            place: Of the class among an image's rows.
+            classes: Rows of every image.
+        """
+        if classes == 1:
+            return self
+        rows = slice(place, None, classes)
+        alone = self.alone[rows]
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in _TENSORS}
+        chosen = {name: None if value is None else value[rows] for name, value in chosen.items()}
+        return replace(
+            self,
+            **chosen,
+            passes=sum(alone),
+            seconds=self.seconds * len(alone) / len(self.alone),
+            alone=alone,
+        )
 
     def at_input(self) -> Tensor:
         """`(N, H, W)` signed maps at the input's resolution: channels added up, then interpolated (`maps.resize`).
@@ -66,6 +89,9 @@ class Explained:
         values = self.maps.flatten(1)
         return is_flat(values.amin(dim=1), values.amax(dim=1))
 
+
+_TENSORS = ("maps", "logits", "classes", "rivals", "completeness", "standard_error", "samples")
+"""Of `Explained`: those with one entry a row."""
 
 Publish = Callable[[str, Explained], None]
 """Called with a method's id and its result, as soon as it is complete."""
@@ -123,7 +149,8 @@ def explain_set(
 
     Methods that need the same passes share them: all class activation maps of a layer one trunk and one head gradient,
     gradient and input x gradient one backward, which begins at that trunk's forward where there is one, the three of
-    SmoothGrad's noise one set of noisy copies. The result of
+    SmoothGrad's noise one set of noisy copies. Where several classes of every image are explained, what does not depend
+    on the class is run once an image: all views of a method that only asks for scores. The result of
     a method for an image depends neither on the set, nor on the batch it comes in, nor on `batch_size`. Cheap methods
     come first. On an out-of-memory error the batch is halved and tried again.
 
@@ -131,7 +158,8 @@ def explain_set(
         classifier: What is explained; locked while this runs.
         x: `(N, 3, H, W)` float32 in model space, on the classifier's device.
         methods: Settings that differ from the card's defaults, by method id.
-        target: What is explained; the predicted class by default.
+        target: What is explained; the predicted class by default. With several entries an image (`targets.TopTarget`,
+            `targets.SeveralTargets`) results have as many rows an image, image by image.
         digests: Content digest of every image: it seeds the image's random numbers.
         seed: The person's seed.
         batch_size: Images in one model pass at the most; None for what suits device and memory.
@@ -146,33 +174,36 @@ def explain_set(
         RequestError: Inputs that do not fit together.
     """
     target = target or PredictedTarget()
-    chosen = _checked(methods)
+    chosen = checked(methods)
     _check(classifier, x, target, digests, batch_size)
     size = _size(x)
     # Methods pick from it by what they compute where the images are.
     target = target.to(x.device)
     # Inference tensors cannot enter autograd, so inference mode is left and such an input copied.
     with classifier.lock, torch.inference_mode(mode=False):
-        plan = _plan(chosen, size, classifier)
-        for step in plan:
+        steps = plan(chosen, size, classifier)
+        for step in steps:
             refusal = step.method.refusal(classifier)
             if refusal is not None:
                 raise Refusal(refusal)
         x = x.clone() if x.is_inference() else x.detach()
         work = Work(
-            total=round(_total(plan, classifier) * len(x)), batch_size=batch_size or images_in_pass(classifier, size),
-            progress=progress, wanted=frozenset(name for step in plan for name in step.shared),
+            total=round(total(steps, classifier, target.each) * len(x)), progress=progress, classes=target.each,
+            batch_size=batch_size or images_in_pass(classifier, size),
+            wanted=frozenset(name for step in steps for name in step.shared()),
         )  # fmt: skip
-        parts: dict[str, list[Explained]] = {step.name: [] for step in plan}
+        parts: dict[str, list[Explained]] = {step.name: [] for step in steps}
         found: dict[str, Explained] = {}
         start = 0
         while start < len(x):
-            rows = slice(start, start + even(len(x) - start, work.batch_size))
+            images = slice(start, start + even(len(x) - start, max(1, work.batch_size // target.each)))
             work.forget()
-            # Rows of a part that did not fit are tried again with all their methods.
-            for step in plan:
+            # Images of a part that did not fit are tried again with all their methods.
+            for step in steps:
                 try:
-                    part = _explain_part(classifier, x[rows], target.part(rows), step, digests[rows], seed, work)
+                    part = _explain_images(
+                        classifier, x[images], target.part(images), step, digests[images], seed, work
+                    )
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -184,74 +215,17 @@ def explain_set(
                     work.batch_size = max(1, work.batch_size // 2)
                     break
                 parts[step.name].append(part)
-                if rows.stop == len(x):
+                if images.stop == len(x):
                     found[step.name] = _join(parts[step.name])
                     publish(step.name, found[step.name])
             else:
-                start = rows.stop
+                start = images.stop
                 continue
-            for step in plan:
+            for step in steps:
                 done = sum(len(part.maps) for part in parts[step.name])
-                if done > start:
+                if done > start * target.each:
                     parts[step.name].pop()
     return {name: found[name] for name in methods}
-
-
-_ONE_PASS = 2.5
-"""Image passes below which a method makes one way through the net, forward and back, and what little it adds."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A method of the set with all its settings, and the passes an image costs it alone."""
-
-    name: str
-    method: Method
-    settings: Settings
-    passes: float
-
-    @property
-    def shared(self) -> Mapping[Hashable, float]:
-        """Those of its passes that it has in common with others, by their name."""
-        return self.method.card.shares(self.settings)
-
-
-def _checked(chosen: Mapping[str, Settings | None]) -> dict[str, Settings]:
-    """All settings of the methods."""
-    if not chosen:
-        raise RequestError("No method was chosen. Choose at least one.")
-    return {name: registry.get(name).card.check_parameters(parameters) for name, parameters in chosen.items()}
-
-
-def _plan(chosen: Mapping[str, Settings], size: tuple[int, int], classifier: Classifier | None) -> list[_Step]:
-    """The methods, cheap ones first."""
-    steps = []
-    for name, settings in chosen.items():
-        card = registry.get(name).card
-        settled = settings if classifier is None else card.settled(classifier, settings)
-        steps.append(_Step(name, registry.get(name), settings, card.passes(settled, size)))
-    # What asks no net stands behind what asks it once: its result holds the net's logits all the same.
-    return sorted(steps, key=lambda step: (step.passes or _ONE_PASS, not step.method.card.leads))
-
-
-def _total(plan: Sequence[_Step], classifier: Classifier | None) -> float:
-    """Image passes of the whole set: what is shared counts once."""
-    shared: dict[Hashable, float] = {}
-    for step in plan:
-        shared |= step.shared
-    own = sum(step.passes - sum(step.shared.values()) for step in plan)
-    return own + sum(shared.values()) - is_one_way(shared, classifier)
-
-
-def passes(chosen: Mapping[str, Settings | None], size: tuple[int, int], classifier: Classifier | None = None) -> float:
-    """Image passes a set of methods costs, with what they share counted once.
-
-    Args:
-        chosen: As for `explain_set`.
-        size: `(height, width)` of the input.
-        classifier: What is to be explained, where it is at hand: some methods run as many channels as its layer has.
-    """
-    return _total(_plan(_checked(chosen), size, classifier), classifier)
 
 
 def _size(x: Tensor) -> tuple[int, int]:
@@ -288,18 +262,43 @@ def _check(classifier: Classifier, x: Tensor, target: Target, digests: Sequence[
     target.check(len(classifier.labels))
 
 
+def _explain_images(
+    classifier: Classifier,
+    x: Tensor,
+    target: Target,
+    step: Step,
+    digests: Sequence[str],
+    seed: int,
+    work: Work,
+) -> Explained:
+    """Images with all their classes, together or, where a pass has no room for a row of each, some after the others."""
+    classes, most = work.classes, work.batch_size
+    work.first, work.each = 0, classes
+    rows, names = work.rows(x), [digest for digest in digests for _ in range(classes)]
+    if step.method.card.all_classes or classes <= most:
+        return _explain_part(classifier, rows, target, step, names, seed, work)
+    resolved = target.resolve(shared_logits(classifier, rows, work))
+    found = []
+    for part in work.chunks(classes):
+        work.first, work.each = part.start, part.stop - part.start
+        found.append(_explain_part(classifier, rows[part], resolved.part(part), step, names[part], seed, work))
+    joined = _join(found)
+    # What does not depend on the class was found with the first of them.
+    return replace(joined, passes=joined.passes - (len(found) - 1) * step.common)
+
+
 def _explain_part(
     classifier: Classifier,
     x: Tensor,
     target: Target,
-    step: _Step,
+    step: Step,
     digests: Sequence[str],
     seed: int,
     work: Work,
 ) -> Explained:
     card = step.method.card
     logits = None
-    if isinstance(target, PredictedTarget) and not card.explains_predicted:
+    if not isinstance(target, ClassTarget) and not card.explains_predicted:
         # The prediction belongs to no method: it is neither counted nor timed.
         logits = shared_logits(classifier, x, work)
         target = target.resolve(logits)
@@ -313,10 +312,11 @@ def _explain_part(
     elif logits is None:
         logits = shared_logits(classifier, x, work)
     resolved = target.resolve(logits)
-    passes = _made(step, found, x)
-    if passes != step.passes * len(x) and step.settings.get("tolerance"):
+    taken, alone = step.made(found, work.each)
+    promised = step.for_classes(work.each) * (len(x) // work.each)
+    if taken != promised and step.settings.get("tolerance"):
         # It stopped early: what was promised of it is no longer to come.
-        work.total += round(passes - step.passes * len(x))
+        work.total += round(taken - promised)
         work.tick(0)
     return Explained(
         found.maps.float(),
@@ -326,20 +326,11 @@ def _explain_part(
         found.completeness,
         found.standard_error,
         found.samples,
-        passes,
+        taken,
         seconds,
         _size(x),
+        tuple(alone),
     )
-
-
-def _made(step: _Step, found: Attribution, x: Tensor) -> float:
-    """Image passes a batch took: each image as many as its samples cost, where a tolerance may have stopped it."""
-    if found.passes is not None:
-        return found.passes * len(x)
-    if found.samples is None or not step.settings.get("tolerance"):
-        return step.passes * len(x)
-    card, size = step.method.card, _size(x)
-    return sum(card.passes({**step.settings, "samples": count}, size) for count in found.samples.tolist())
 
 
 def _join(parts: Sequence[Explained]) -> Explained:
@@ -348,16 +339,11 @@ def _join(parts: Sequence[Explained]) -> Explained:
         return None if values[0] is None else torch.cat(values)
 
     return Explained(
-        joined("maps"),
-        joined("logits"),
-        joined("classes"),
-        joined("rivals"),
-        joined("completeness"),
-        joined("standard_error"),
-        joined("samples"),
+        **{name: joined(name) for name in _TENSORS},
         passes=sum(part.passes for part in parts),
         seconds=sum(part.seconds for part in parts),
         size=parts[0].size,
+        alone=tuple(passes for part in parts for passes in part.alone),
     )
 
 

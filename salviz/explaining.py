@@ -16,7 +16,7 @@ from salviz.engine import Explained, Settings
 from salviz.errors import RequestError
 from salviz.images import Picture, open_path
 from salviz.seeds import tensor_digest
-from salviz.targets import Target, TopTarget, target_of
+from salviz.targets import Target, target_of
 from salviz.work import Progress, silent
 
 Images = Tensor | Picture | Image.Image | str | Path | Sequence[Picture | Image.Image | str | Path]
@@ -28,7 +28,7 @@ def explain(
     images: Images,
     *,
     methods: Sequence[str] | Mapping[str, Settings | None] = ("grad_cam",),
-    target: SupportsIndex | Sequence[SupportsIndex] | Tensor | Target | TopTarget | None = None,
+    target: SupportsIndex | Sequence[SupportsIndex] | Tensor | Target | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     progress: Progress = silent,
@@ -54,19 +54,11 @@ def explain(
         SalvizError: One plain sentence.
     """
     x, digests = _batch(classifier, images)
-    if isinstance(target, TopTarget):
-        logits = engine.predict(classifier, x, batch_size=batch_size)
-        count = target.count
-        target = target.expand(logits)
-        x = x.repeat_interleave(count, dim=0)
-        digests = [digest for digest in digests for _ in range(count)]
-    elif target is not None:
-        target = target_of(target)
     return engine.explain_set(
         classifier,
         x,
         methods=dict(methods) if isinstance(methods, Mapping) else dict.fromkeys(methods),
-        target=target,
+        target=None if target is None else target_of(target),
         digests=digests,
         seed=seed,
         batch_size=batch_size,

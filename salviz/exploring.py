@@ -22,6 +22,7 @@ from salviz.exploration import Exploration, collected
 from salviz.images import Picture
 from salviz.request import Request, precision_of, request_for
 from salviz.similarity import ssim
+from salviz.targets import PredictedTarget, together
 from salviz.transforms import Realignment, Variant, augment
 from salviz.work import Parts, Progress, silent
 
@@ -103,12 +104,13 @@ def explore_set(
     progress: Progress = silent,
     publish: Publish = lambda exploration: None,
 ) -> list[Exploration]:
-    """`explore` with several methods on the same frames: passes that methods can share are made once.
+    """`explore` with several methods or classes on the same frames: passes that these can share are made once.
 
     Args:
         classifier: The model the requests name.
         picture: The picture the requests name.
-        requests: They differ in their methods and nothing else; each method once.
+        requests: They differ in their methods and in what is explained, target and rival, and in nothing else. Each
+            method once with everything that is explained.
         prepared: What `prepare` made of the picture and the variants; made here where None.
         batch_size: Images in one model pass at the most; None for what suits the device.
         progress: Called with (done, total) image passes; may raise `Cancelled`.
@@ -122,6 +124,7 @@ def explore_set(
     """
     _check(classifier, picture, requests)
     first = requests[0]
+    targets = tuple(dict.fromkeys(request.explained for request in requests))
     seen = prepare(classifier, picture, first.variants) if prepared is None else prepared
     size = classifier.preprocessing.input_size
     rows = 1 + len(first.variants) + len(first.changes)
@@ -129,13 +132,16 @@ def explore_set(
     # sends its pictures twice.
     slow = [request for request in requests if _passes(request, size) > SLOW_PASSES]
     quick = [request for request in requests if request not in slow]
-    runs = [_Run(classifier, quick, seen, batch_size, None), _Run(classifier, slow, seen, batch_size, publish)]
+    runs = [
+        _Run(classifier, quick, targets, seen, batch_size, None),
+        _Run(classifier, slow, targets, seen, batch_size, publish),
+    ]
     counter = Parts(progress, sum(rows * run.passes for run in runs))
-    found: dict[str, Exploration] = {}
+    found: dict[Request, Exploration] = {}
     for run in runs:
         if run.requests:
             found |= run.all(counter)
-    return [found[request.method] for request in requests]
+    return [found[request] for request in requests]
 
 
 def _check(classifier: Classifier, picture: Picture, requests: Sequence[Request]) -> None:
@@ -147,10 +153,18 @@ def _check(classifier: Classifier, picture: Picture, requests: Sequence[Request]
             "The request belongs to another picture, other weights or another precision; make a new one with "
             "request_for."
         )
-    if len({replace(request, method="", parameters=()) for request in requests}) > 1:
-        raise RequestError("Requests that are explored together may differ in their methods and nothing else.")
-    if len({request.method for request in requests}) < len(requests):
+    if len({replace(request, method="", parameters=(), target=None, against=None) for request in requests}) > 1:
+        raise RequestError(
+            "Requests that are explored together may differ in their methods and targets and nothing else."
+        )
+    targets = {request.explained for request in requests}
+    asked = {(request.method, request.parameters) for request in requests}
+    if len({(request.method, request.explained) for request in requests}) < len(requests) or len(asked) > len(
+        {request.method for request in requests}
+    ):
         raise RequestError("A method can be asked for once in a set; explore its other settings in a set of their own.")
+    if len(requests) < len(asked) * len(targets):
+        raise RequestError("Requests that are explored together ask every method for the same targets.")
 
 
 def _passes(request: Request, size: tuple[int, int]) -> float:
@@ -165,40 +179,44 @@ class _Run:
         self,
         classifier: Classifier,
         requests: Sequence[Request],
+        targets: tuple[PredictedTarget, ...],
         prepared: Prepared,
         batch_size: int | None,
         publish: Publish | None,
     ) -> None:
         self.classifier, self.requests, self.prepared = classifier, requests, prepared
+        self.target = together(targets)
+        self.asked = {(request.method, targets.index(request.explained)): request for request in requests}
         self.batch_size, self.publish = batch_size, publish
         self.settings = {request.method: request.settings for request in requests}
         self.passes = 0.0
         if requests:
-            self.passes = engine.passes(self.settings, classifier.preprocessing.input_size, classifier)
-        self.parts: dict[str, list[engine.Explained]] = {request.method: [] for request in requests}
-        self.ssim: dict[str, list[Tensor]] = {request.method: [] for request in requests}
-        self.clean: dict[str, Tensor] = {}
+            size = classifier.preprocessing.input_size
+            self.passes = engine.passes(self.settings, size, classifier, self.target.each)
+        self.parts: dict[Request, list[engine.Explained]] = {request: [] for request in requests}
+        self.ssim: dict[Request, list[Tensor]] = {request: [] for request in requests}
+        self.clean: dict[Request, Tensor] = {}
 
-    def all(self, counter: Parts) -> dict[str, Exploration]:
-        """All rows of all methods."""
+    def all(self, counter: Parts) -> dict[Request, Exploration]:
+        """All rows of all requests."""
         request, count = self.requests[0], len(self.prepared.frames)
         cuts = [0, 1, *range(1 + GROUP, count, GROUP), count] if self.publish and count > 1 else [0, count]
         for start, stop in pairwise(cuts):
             self._explain(self.classifier, slice(start, stop), counter)
         for change in request.changes:
             self._explain(changed(self.classifier, change, request.seed), slice(0, 1), counter)
-        return {request.method: self._result(request) for request in self.requests}
+        return {request: self._result(request) for request in self.requests}
 
     def _explain(self, classifier: Classifier, rows: slice, counter: Parts) -> None:
         """Explain some frames under a model and compare the maps with the clean ones."""
-        frames, request = self.prepared.frames[rows], self.requests[0]
+        frames, seed = self.prepared.frames[rows], self.requests[0].seed
         found = engine.explain_set(
             classifier,
             classifier.preprocessing.normalise(frames),
             methods=self.settings,
-            target=request.explained,
+            target=self.target,
             digests=self._names(classifier, rows),
-            seed=request.seed,
+            seed=seed,
             batch_size=self.batch_size,
             progress=counter.part,
         )
@@ -208,9 +226,10 @@ class _Run:
             # The clean frame is not among the variants.
             variants = self.prepared.variants[max(rows.start - 1, 0) : rows.stop - 1]
             back = Realignment(variants, size, frames.device)
-        for name, explained in found.items():
-            self._compare(name, maps.comparable(explained.maps, methods.get(name).card, size), back)
-            self.parts[name].append(explained)
+        for (name, place), one in self.asked.items():
+            explained = found[name].of_class(place, self.target.each)
+            self._compare(one, maps.comparable(explained.maps, methods.get(name).card, size), back)
+            self.parts[one].append(explained)
         counter.end(self.passes * len(frames))
         if self.publish is not None:
             for one in self.requests:
@@ -224,23 +243,22 @@ class _Run:
         tokens = ("", *request.variants)[rows]
         return [f"{request.image}|{token}" if token else request.image for token in tokens]
 
-    def _compare(self, name: str, compared: Tensor, back: Realignment | None) -> None:
-        """SSIM of some maps of a method with its clean one; of variants once they are laid back."""
-        if name not in self.clean:
-            self.clean[name] = compared[:1]
-            self.ssim[name].append(compared.new_full((1,), float("nan")))
+    def _compare(self, request: Request, compared: Tensor, back: Realignment | None) -> None:
+        """SSIM of some maps of a request with its clean one; of variants once they are laid back."""
+        if request not in self.clean:
+            self.clean[request] = compared[:1]
+            self.ssim[request].append(compared.new_full((1,), float("nan")))
             compared = compared[1:]
         if not len(compared):
             return
         valid = None
         if back is not None:
             compared, valid = back(compared), back.validity
-        clean = self.clean[name].expand_as(compared)
-        data_range = self.requests[0].data_range
-        self.ssim[name].append(ssim(clean, compared, valid=valid, data_range=data_range))  # type: ignore[arg-type]
+        clean = self.clean[request].expand_as(compared)
+        self.ssim[request].append(ssim(clean, compared, valid=valid, data_range=request.data_range))  # type: ignore[arg-type]
 
     def _result(self, request: Request) -> Exploration:
-        """What is known of a method so far, on the CPU."""
+        """What is known of a request so far, on the CPU."""
         seen = self.prepared
-        parts, similarity = self.parts[request.method], torch.cat(self.ssim[request.method])
+        parts, similarity = self.parts[request], torch.cat(self.ssim[request])
         return collected(self.classifier, request, seen.frames, seen.placement, parts, similarity)

@@ -1,9 +1,9 @@
-"""What a saliency map explains: a scalar of the logits, one entry an image."""
+"""What a saliency map explains: a scalar of the logits, one entry an image, or several where it has several rows."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,6 +79,11 @@ class ClassTarget:
     classes: Tensor
     output: Output = "logit"
     against: Tensor | None = None
+
+    @property
+    def each(self) -> int:
+        """Rows that an image has: one."""
+        return 1
 
     def to(self, device: torch.device) -> ClassTarget:
         """The same target with its classes on a device."""
@@ -172,6 +177,11 @@ class PredictedTarget:
         if self.against is not None and self.against != RUNNER_UP:
             object.__setattr__(self, "against", class_index(self.against))
 
+    @property
+    def each(self) -> int:
+        """Rows that an image has: one."""
+        return 1
+
     def resolve(self, logits: Tensor) -> ClassTarget:
         """The classes of `(N, K)` logits."""
         top = logits.detach().topk(2, dim=1).indices
@@ -204,7 +214,7 @@ class PredictedTarget:
 
 @dataclass(frozen=True)
 class TopTarget:
-    """Each of the most probable classes of every image, explained one by one.
+    """Each of the most probable classes of every image, explained one by one: as many rows an image, side by side.
 
     Attributes:
         count: How many classes an image.
@@ -214,21 +224,92 @@ class TopTarget:
     count: int
     output: Output = "logit"
 
-    def expand(self, logits: Tensor) -> ClassTarget:
-        """One entry an image and class, image by image: `(N, K)` logits -> `N * count` classes.
+    @property
+    def each(self) -> int:
+        """Rows that an image has."""
+        return self.count
+
+    def resolve(self, logits: Tensor) -> ClassTarget:
+        """The classes, the most probable first, from the `(N * count, K)` logits of the rows."""
+        return ClassTarget(logits[:: self.count].detach().topk(self.count, dim=1).indices.flatten(), self.output)
+
+    def check(self, classes: int) -> None:
+        """Refuse more classes than the classifier has.
 
         Raises:
-            RequestError: Not a positive number, or more than there are classes.
+            RequestError: Not a positive whole number, or more than there are classes.
         """
         count = whole(self.count)
-        if count is None or not 1 <= count <= logits.shape[1]:
-            raise RequestError(
-                f"The most probable {self.count} classes cannot be explained; there are {logits.shape[1]}."
-            )
-        return ClassTarget(logits.detach().topk(count, dim=1).indices.flatten(), self.output)
+        if count is None or not 1 <= count <= classes:
+            raise RequestError(f"The most probable {self.count} classes cannot be explained; there are {classes}.")
+
+    def to(self, device: torch.device) -> TopTarget:
+        """The target itself: it has no tensors."""
+        return self
+
+    def part(self, rows: slice | Tensor) -> TopTarget:
+        """The target of some images of the batch."""
+        return self
 
 
-Target = ClassTarget | PredictedTarget
+@dataclass(frozen=True)
+class SeveralTargets:
+    """Several targets of every image, explained one by one: as many rows an image, side by side.
+
+    Attributes:
+        targets: In the order of an image's rows. All of one output, and all contrasts or none.
+
+    Raises:
+        RequestError: None at all, or targets that differ in that.
+    """
+
+    targets: tuple[PredictedTarget, ...]
+
+    def __post_init__(self) -> None:
+        if len({(target.output, target.against is None) for target in self.targets}) != 1:
+            raise RequestError("Targets that are explained together are all of one output, and all contrasts or none.")
+
+    @property
+    def each(self) -> int:
+        """Rows that an image has."""
+        return len(self.targets)
+
+    @property
+    def output(self) -> Output:
+        """See `ClassTarget`."""
+        return self.targets[0].output
+
+    def resolve(self, logits: Tensor) -> ClassTarget:
+        """The classes from the `(N * each, K)` logits of the rows."""
+        found = [target.resolve(logits[place :: self.each]) for place, target in enumerate(self.targets)]
+        classes = torch.stack([one.classes for one in found], dim=1).flatten()
+        rivals = [one.against for one in found if one.against is not None]
+        return ClassTarget(classes, found[0].output, torch.stack(rivals, dim=1).flatten() if rivals else None)
+
+    def check(self, classes: int) -> None:
+        """Refuse classes the classifier does not have.
+
+        Raises:
+            RequestError: A class index outside `0..K-1`.
+        """
+        for target in self.targets:
+            target.check(classes)
+
+    def to(self, device: torch.device) -> SeveralTargets:
+        """The target itself: it has no tensors."""
+        return self
+
+    def part(self, rows: slice | Tensor) -> SeveralTargets:
+        """The target of some images of the batch."""
+        return self
+
+
+Target = ClassTarget | PredictedTarget | TopTarget | SeveralTargets
+
+
+def together(targets: Sequence[PredictedTarget]) -> PredictedTarget | SeveralTargets:
+    """Targets as one: themselves, where there is but one."""
+    return targets[0] if len(targets) == 1 else SeveralTargets(tuple(targets))
 
 
 def target_of(given: object) -> Target:
@@ -240,7 +321,7 @@ def target_of(given: object) -> Target:
     Raises:
         RequestError: It is nothing of the kind.
     """
-    if isinstance(given, ClassTarget | PredictedTarget):
+    if isinstance(given, ClassTarget | PredictedTarget | TopTarget | SeveralTargets):
         return given
     if isinstance(given, Iterable) and not isinstance(given, str) and getattr(given, "ndim", None) != 0:
         return ClassTarget(class_indices(given))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from salviz.memory import keeps_freed, total
 
@@ -89,6 +90,9 @@ class Work:
         done: Image passes made so far.
         wanted: Names of what the methods of the set share (`MethodCard.shares`), so that a pass can be made for one
             that comes later to go on from.
+        classes: How many classes every image of the batch is explained for.
+        first: The first of those that are explained now.
+        each: How many are explained now: rows that show the same image, side by side.
     """
 
     total: int = 0
@@ -96,12 +100,32 @@ class Work:
     progress: Progress = silent
     done: int = field(default=0)
     wanted: frozenset[Hashable] = frozenset()
+    classes: int = 1
+    first: int = 0
+    each: int = 1
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def tick(self, images: int) -> None:
         """Report that `images` more image passes were made; may raise `Cancelled`."""
         self.done += images
         self.progress(self.done, max(self.total, self.done))
+
+    def images(self, rows: Tensor) -> Tensor:
+        """One of the rows of every image: `(N, ...)` -> `(N / each, ...)`.
+
+        Whatever does not depend on the class is to be computed of these alone, and handed on with `rows`.
+        """
+        return rows[:: self.each]
+
+    def rows(self, images: Tensor) -> Tensor:
+        """What belongs to images, for every row that shows them: `(I, ...)` -> `(I * each, ...)`."""
+        return images if self.each == 1 else images.repeat_interleave(self.each, dim=0)
+
+    def places(self, images: Tensor) -> Tensor:
+        """The rows that show images: their `(I,)` numbers -> `(I * each,)`."""
+        if self.each == 1:
+            return images
+        return (images[:, None] * self.each + torch.arange(self.each, device=images.device)).flatten()
 
     def chunks(self, count: int) -> Iterator[slice]:
         """Cut `count` images into slices that fit in one pass, all about alike."""
@@ -113,7 +137,7 @@ class Work:
         """How many changed copies of a batch of `images` fit in one pass; at least one."""
         return max(1, self.batch_size // max(images, 1))
 
-    def once(self, name: Hashable, compute: Callable[[], Found]) -> Found:
+    def once(self, name: Hashable, compute: Callable[[], Found], *, is_of_images: bool = False) -> Found:
         """What `compute` returns, computed by the first of the methods that explain this batch together.
 
         Only for what depends on nothing but the classifier, the batch, the target and what `name` says; nobody may
@@ -122,15 +146,20 @@ class Work:
         Args:
             name: Says what it is, settings included.
             compute: Makes it, and ticks.
+            is_of_images: It does not depend on the classes, so that it serves them all.
         """
-        if name not in self._shared:
-            self._shared[name] = compute()
-        found: Found = self._shared[name]
+        key = name if is_of_images else self._key(name)
+        if key not in self._shared:
+            self._shared[key] = compute()
+        found: Found = self._shared[key]
         return found
 
     def found(self, name: Hashable) -> Any:
-        """What `once` has computed under this name, or None."""
-        return self._shared.get(name)
+        """What `once` has computed under this name for these classes or for the images, or None."""
+        return self._shared.get(self._key(name), self._shared.get(name))
+
+    def _key(self, name: Hashable) -> Hashable:
+        return (name, self.first, self.each)
 
     def forget(self) -> None:
         """Drop what was shared: another batch comes, or memory ran out."""

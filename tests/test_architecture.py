@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"classifiers"}),
     frozenset({"changes", "footprint", "overlay", "targets", "training", "transforms"}),
     frozenset({"methods", "similarity"}),
-    frozenset({"maps"}),
+    frozenset({"maps", "steps"}),
     frozenset({"engine", "request"}),
     frozenset({"explaining", "exploration", "sanity", "support"}),
     frozenset({"agreement", "durations", "exploring", "scores", "render"}),

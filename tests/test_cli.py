@@ -293,7 +293,7 @@ def test_ctrl_c_ends_quietly(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("salviz.exploring.explore", interrupt)
+    monkeypatch.setattr("salviz.exploring.explore_set", interrupt)
     assert main(["explain", image]) == 130
     assert capsys.readouterr() == ("", "Stopped.\n")
 

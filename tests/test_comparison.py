@@ -268,6 +268,50 @@ def test_the_most_probable_classes_as_rows() -> None:
     assert len({comparison_digest(asked), comparison_digest(asked[:2]), comparison_digest(asked, 4)}) == 3
 
 
+@pytest.mark.parametrize("method", ["rise", "occlusion", "grad_cam", "smoothgrad"])
+def test_classes_as_rows_take_the_passes_of_one(method: str) -> None:
+    classifier = toy()
+    settings = {"rise": {"samples": 9}, "occlusion": {"window": 12, "stride": 10}, "smoothgrad": {"samples": 3}}
+    base = request(classifier, method, parameters=settings.get(method))
+    asked = for_top_classes(classifier, PICTURE, base, 3)
+    alone = {one.digest: explore(classifier, PICTURE, one) for one in asked}
+    calls: list[int] = []
+    ticks: list[tuple[int, int]] = []
+    handle = classifier.runtime.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    try:
+        found = compare({classifier.digest: classifier}, PICTURE, asked, progress=lambda *tick: ticks.append(tick))
+    finally:
+        handle.remove()
+    # Each with the images' own pass; gradients are a class's own, and half of their passes are backward.
+    assert sum(calls) == {"rise": 9 + 1, "occlusion": 9 + 1, "grad_cam": 1, "smoothgrad": 3 * (3 + 1)}[method]
+    passes = {"rise": 9, "occlusion": 9, "grad_cam": 1, "smoothgrad": 3 * 6}[method]
+    assert ticks[-1] == (passes, passes)
+    for row in found.rows:
+        expected = alone[row.request.digest]
+        scale = expected.raw.abs().max()
+        torch.testing.assert_close(row.raw / scale, expected.raw / scale, atol=1e-5, rtol=1e-4)
+        assert (row.passes, row.layer, int(row.classes[0])) == (expected.passes, expected.layer, row.request.target)
+    assert [row.request for row in found.rows] == asked
+
+
+def test_a_fault_in_a_set_of_classes_leaves_those_that_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = methods.METHODS["grad_cam"]
+
+    def broken(classifier: Classifier, x: torch.Tensor, target: object, **options: object) -> object:
+        found = plain.explain(classifier, x, target, **options)
+        if 3 in target.resolve(found.logits).classes:
+            raise ValueError("a class nobody thought of")
+        return found
+
+    monkeypatch.setitem(methods.METHODS, "grad_cam", replace(plain, explain=broken))
+    classifier = toy()
+    asked = [request(classifier, "grad_cam", target=index) for index in (2, 3, 5)]
+    found = compare({classifier.digest: classifier}, PICTURE, asked)
+    assert found.is_complete
+    assert [row.request.target for row in found.rows] == [2, 5]
+    assert list(found.problems) == [asked[1].digest]
+
+
 def test_progress_rises_to_its_total_over_all_groups() -> None:
     cnn, vit = timm_model("test_resnet"), timm_model("test_vit")
     asked = [request(net, method) for net in (cnn, vit) for method in ("gradient", "grad_cam")]

@@ -420,7 +420,36 @@ def test_a_set_gives_what_each_method_gives_alone() -> None:
     assert told[-1][0] == told[-1][1]
 
 
-def test_a_set_differs_in_its_methods_alone() -> None:
+@pytest.mark.parametrize("against", [None, "runner_up"])
+def test_classes_of_a_set_give_what_each_gives_alone_in_the_passes_of_one(against: str | None) -> None:
+    classifier, told = trained(), []
+    settings = {"occlusion": {"window": 12, "stride": 10}, "grad_cam": {}, "gradient": {}}
+    requests = [
+        request(
+            classifier, method=name, parameters=own, target=target, against=against, variants=FOUR,
+            changes=["untrained"],
+        )
+        for target in (7, None, 2)
+        for name, own in settings.items()
+    ]  # fmt: skip
+    found = explore_set(
+        classifier, PICTURE, requests, progress=lambda done, total: told.append((done, total))
+    )  # fmt: skip
+    assert [one.request for one in found] == requests
+    for one in found:
+        alone = explore(classifier, PICTURE, one.request)
+        scale = alone.raw.abs().max()
+        torch.testing.assert_close(one.raw / scale, alone.raw / scale, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.ssim, alone.ssim, rtol=1e-3, atol=1e-4, equal_nan=True)
+        assert torch.equal(one.classes, alone.classes)
+        assert (one.rivals is None) == (against is None)
+        assert one.rivals is None or torch.equal(one.rivals, alone.rivals)
+        assert (one.passes, one.layer, one.is_complete) == (alone.passes, alone.layer, True)
+    # Of every class, gradient goes back from the pass of Grad-CAM; nine windows serve all.
+    assert told[-1] == (6 * (9 + 1 + 3), 6 * (9 + 1 + 3))
+
+
+def test_a_set_differs_in_its_methods_and_targets_alone() -> None:
     classifier = trained()
     one = request(classifier, variants=FOUR)
     with pytest.raises(RequestError, match="at least one"):
@@ -429,3 +458,10 @@ def test_a_set_differs_in_its_methods_alone() -> None:
         explore_set(classifier, PICTURE, [one, request(classifier, method="gradient", seed=1, variants=FOUR)])
     with pytest.raises(RequestError, match="once in a set"):
         explore_set(classifier, PICTURE, [one, request(classifier, variants=FOUR)])
+    first = request(classifier, method="grad_cam", variants=FOUR)
+    layer = request(classifier, method="grad_cam", target=3, parameters={"layer": "conv1"}, variants=FOUR)
+    with pytest.raises(RequestError, match="once in a set"):
+        explore_set(classifier, PICTURE, [first, layer])
+    other = request(classifier, method="gradient", target=3, variants=FOUR)
+    with pytest.raises(RequestError, match="every method for the same targets"):
+        explore_set(classifier, PICTURE, [first, other])

@@ -33,6 +33,8 @@ def test_what_is_told_and_what_is_drawn_agree(step: int) -> None:
     """A map of two neighbouring float32 numbers has one colour and is told as flat; a dozen apart has two."""
     values = torch.full((1, 2, 2), 1.0)
     values[0, 0, 0] += step * torch.finfo(torch.float32).eps
-    told = Explained(values, torch.zeros(1, 2), torch.zeros(1), None, None, None, None, 1.0, 0.0, (2, 2)).is_flat
+    told = Explained(
+        values, torch.zeros(1, 2), torch.zeros(1), None, None, None, None, 1.0, 0.0, (2, 2), (1.0,)
+    ).is_flat
     colours = colorize(values[0].numpy(), "viridis", 1.0, float(values.max()))
     assert told.item() == (len(np.unique(colours.reshape(-1, 3), axis=0)) == 1) == (step < 12)

@@ -96,8 +96,9 @@ def _explain(options: argparse.Namespace) -> None:
 
     count = _top(options.target)
 
-    from salviz import explore, export, summary
+    from salviz import export, summary
     from salviz.comparison import for_top_classes
+    from salviz.exploring import explore_set
     from salviz.render import Display
     from salviz.request import request_for
 
@@ -120,9 +121,9 @@ def _explain(options: argparse.Namespace) -> None:
     )
     requests = for_top_classes(classifier, picture, request, count) if count else [request]
     with Counter() as counter:
-        results = [
-            explore(classifier, picture, one, batch_size=options.batch_size, progress=counter.show) for one in requests
-        ]
+        results = explore_set(
+            classifier, picture, requests, batch_size=options.batch_size, progress=counter.show
+        )  # fmt: skip
     display = Display(colormap=options.colormap, opacity=options.opacity, is_signed=options.signed)
     told = []
     for rank, found in enumerate(results, start=1):

@@ -94,7 +94,7 @@ class Attribution:
             promise completeness.
         standard_error: `(N,)` for sampling methods: see `sampling.Estimate.error`.
         samples: `(N,)` samples behind it, where a tolerance may have stopped it.
-        passes: Image passes an image took, where the card cannot know; None where it does.
+        passes: Image passes an image took for all its classes, where the card cannot know; None where it does.
     """
 
     maps: Tensor
@@ -109,7 +109,8 @@ Explain = Callable[..., Attribution]
 """Every method: `(classifier, x, target, *, generators, work, **parameters) -> Attribution`.
 
 Arguments are a `Classifier` whose lock is held, `(N, 3, H, W)` float32 images in model space, a `Target` with
-one entry an image, one `torch.Generator` an image, the `Work` to report to, and the parameters by name.
+one entry an image, one `torch.Generator` an image, the `Work` to report to, and the parameters by name. Where an image
+is explained for several classes it comes once for each of them, side by side (see `Work.images`).
 """
 
 Evidence = Literal["magnitude", "positive", "as_is"]
@@ -134,9 +135,19 @@ def one_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
     return 1.0
 
 
+HEAD = "head"
+"""What methods share, with the layer's name, that need a layer's activation and the score's gradient at it: the images'
+pass, which is the same for all classes."""
+
+
 def no_pass(parameters: Mapping[str, Any], size: tuple[int, int]) -> float:
     """The model is not asked, or the prediction says all."""
     return 0.0
+
+
+def is_of_images(name: Hashable) -> bool:
+    """Whether what methods share under a name is the same for all classes of an image."""
+    return isinstance(name, tuple) and name[0] == HEAD
 
 
 def _nothing(classifier: Classifier, parameters: Mapping[str, Any]) -> float:
@@ -181,6 +192,8 @@ class MethodCard:
         shares: Those of its `passes` that it has in common with others of a set, for its parameters: how many by their
             name.
         leads: Whether it comes before others that take as many passes: they can go on from its, it cannot from theirs.
+        all_classes: Whether one pass of a view gives the scores of all classes that an image is explained for: its
+            passes are then as many for several classes as for one, and never show a row of each at once.
     """
 
     id: str
@@ -206,16 +219,36 @@ class MethodCard:
     completeness: str = ""
     shares: Callable[[Mapping[str, Any]], Mapping[Hashable, float]] = _alone
     leads: bool = False
+    all_classes: bool = False
 
-    def cost(self, classifier: Classifier, parameters: Mapping[str, Any]) -> float:
+    def cost(self, classifier: Classifier, parameters: Mapping[str, Any], classes: int = 1) -> float:
         """Passes that an image costs on a classifier, for an estimate of its time.
 
         Args:
             classifier: What is to be explained; not locked.
             parameters: All of them.
+            classes: How many classes of it are explained.
         """
         size = classifier.preprocessing.input_size
-        return self.passes(self.settled(classifier, parameters), size) + self.more(classifier, parameters)
+        passes = self.passes(self.settled(classifier, parameters), size) + self.more(classifier, parameters)
+        return self.for_classes(parameters, passes, classes)
+
+    def for_classes(self, parameters: Mapping[str, Any], passes: float, classes: int) -> float:
+        """What an image costs that is explained for several classes.
+
+        Args:
+            parameters: All of them.
+            passes: That it costs for one.
+            classes: How many.
+        """
+        if self.all_classes:
+            return passes
+        common = self.common(parameters)
+        return common + (passes - common) * classes
+
+    def common(self, parameters: Mapping[str, Any]) -> float:
+        """Those of its shared passes that are the same for all classes of an image."""
+        return sum(passes for name, passes in self.shares(parameters).items() if is_of_images(name))
 
     def settled(self, classifier: Classifier, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters with as many `channels` as the classifier's layer really runs, where the method has these.

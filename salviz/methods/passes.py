@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import cut_at, known_layer, target_layer
 from salviz.errors import MethodError
-from salviz.methods.card import Parameter
+from salviz.methods.card import HEAD, Parameter, is_of_images
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -40,9 +40,6 @@ NOISE = Parameter(
 
 GRADIENT = "gradient"
 """What methods share that need the score's gradient at the images."""
-
-HEAD = "head"
-"""What methods share, with the layer's name, that need a layer's activation and the score's gradient at it."""
 
 LAYER = Parameter("layer", "", "Layer to attach to; empty for the one the rule finds.")
 
@@ -80,16 +77,16 @@ def plain_gradient(classifier: Classifier, x: Tensor, target: Target, work: Work
             found = score_gradient(classifier, x, target)
             work.tick(2 * len(x))
             return found
-        gradient = trunk.input_gradient(target)
+        gradient = trunk.input_gradient(target, work)
         work.tick(len(x))
-        return gradient, trunk.logits.detach()
+        return gradient, work.rows(trunk.logits.detach())
 
     return work.once(GRADIENT, compute)
 
 
 def _wanted_layers(wanted: Iterable[Hashable]) -> list[str]:
     """The layers, as their methods name them, whose activation is wanted."""
-    return sorted(name[1] for name in wanted if isinstance(name, tuple) and name[0] == HEAD)
+    return sorted(name[1] for name in wanted if isinstance(name, tuple) and is_of_images(name))
 
 
 def is_one_way(wanted: Iterable[Hashable], classifier: Classifier | None = None) -> bool:
@@ -117,39 +114,77 @@ def _found_trunk(work: Work) -> Trunk | None:
 
 @dataclass
 class Trunk:
-    """A forward pass that is cut at a layer.
+    """A forward pass of I images that is cut at a layer; an image is passed once, however many classes are explained.
 
     Attributes:
-        leaf: The layer's activation in its own layout, a leaf.
-        logits: `(N, K)` with the head's graph between them and the leaf: `torch.autograd.grad(..., retain_graph=True)`
-            gives the gradient of anything made of them, until `input_gradient` has used the graph up. Methods of a
-            single pass come before it.
+        leaf: `(I, ...)` activation of the layer in its own layout, a leaf.
+        logits: `(I, K)` with the head's graph between them and the leaf: `gradient` gives that of anything made of
+            them, until `input_gradient` has used the graph up. Methods of a single pass come before it.
+        layer: Dotted name, or empty for the rule's.
         way: The images as a leaf, and the activation with the trunk's graph between them, where it was kept.
     """
 
     leaf: Tensor
     logits: Tensor
+    layer: str
     way: tuple[Tensor, Tensor] | None = None
-    _head: Tensor | None = None
 
-    def head_gradient(self, target: Target) -> Tensor:
-        """Gradient of each image's score with respect to the activation, in the layer's own layout."""
-        if self._head is None:
-            with torch.enable_grad():
-                score = target.resolve(self.logits).score(self.logits)
-                (self._head,) = torch.autograd.grad(score.sum(), self.leaf, retain_graph=True)
-        return self._head
+    def gradient(self, scores: Tensor) -> Tensor:
+        """Gradient with respect to the activation, in the layer's own layout.
 
-    def input_gradient(self, target: Target) -> Tensor:
-        """Gradient of each image's score with respect to the image, `(N, 3, H, W)`; once, if `way` was kept."""
-        assert self.way is not None  # noqa: S101 - asked before
-        (images, output), head = self.way, self.head_gradient(target)
+        Args:
+            scores: `(N,)`, one a row, as many rows an image, image by image.
+
+        Returns:
+            `(N, ...)`.
+        """
         with torch.enable_grad():
-            score = target.resolve(self.logits).score(self.logits).sum()
+            return _by_class(scores, len(self.leaf), self._at_leaf)
+
+    def _at_leaf(self, place: slice, score: Tensor) -> Tensor:
+        return torch.autograd.grad(score, self.leaf, retain_graph=True)[0]
+
+    def head_gradient(self, target: Target, work: Work) -> Tensor:
+        """Gradient of each row's score with respect to the activation, `(N, ...)` in the layer's own layout."""
+        return work.once(("head gradient", self.layer), lambda: self.gradient(self._scores(target, work)))
+
+    def input_gradient(self, target: Target, work: Work) -> Tensor:
+        """Gradient of each row's score with respect to its image, `(N, 3, H, W)`; once, if `way` was kept."""
+        assert self.way is not None  # noqa: S101 - asked before
+        (images, output), head = self.way, self.head_gradient(target, work)
+        is_last = work.first + work.each == work.classes
+
+        def at_images(place: slice, score: Tensor) -> Tensor:
             # Through the layer, and around it where something leads there: skip connections do.
-            (gradient,) = torch.autograd.grad((output, score), images, (head, torch.ones_like(score)))
-        self.way = None
+            return torch.autograd.grad(
+                (output, score), images, (head[place], torch.ones_like(score)),
+                retain_graph=not is_last or place.start < work.each - 1,
+            )[0]  # fmt: skip
+
+        with torch.enable_grad():
+            gradient = _by_class(self._scores(target, work), len(images), at_images)
+        if is_last:
+            self.way = None
         return gradient
+
+    def _scores(self, target: Target, work: Work) -> Tensor:
+        with torch.enable_grad():
+            logits = work.rows(self.logits)
+            return target.resolve(logits).score(logits)
+
+
+def _by_class(scores: Tensor, images: int, gradient: Callable[[slice, Tensor], Tensor]) -> Tensor:
+    """Gradients of all rows, those of one class of every image at a time.
+
+    Args:
+        scores: `(N,)`, image by image.
+        images: How many there are.
+        gradient: Of the sum of the scores, `(images, ...)`, given which rows they are.
+    """
+    each = len(scores) // images
+    places = [slice(start, None, each) for start in range(each)]
+    found = [gradient(place, scores[place].sum()) for place in places]
+    return found[0] if each == 1 else torch.stack(found, dim=1).flatten(0, 1)
 
 
 def shared_trunk(
@@ -159,11 +194,11 @@ def shared_trunk(
     work: Work,
     watching: AbstractContextManager[object] | None = None,
 ) -> Trunk:
-    """The images' forward pass, cut at the target layer, made once for all methods.
+    """The images' forward pass, cut at the target layer, made once for all methods and classes.
 
     Args:
         classifier: The model; its lock is held by the caller.
-        x: `(N, 3, H, W)` float32 in model space.
+        x: `(N, 3, H, W)` float32 in model space, one a row.
         layer: Dotted name, or empty for the rule's.
         work: Budget, progress, and what others found.
         watching: Entered while the net runs, by a method that leads (see `MethodCard.leads`).
@@ -174,15 +209,15 @@ def shared_trunk(
         # The gradient at the images, if a method wants it, is one backward from here instead of two passes of its own.
         is_wanted = GRADIENT in work.wanted and work.found(GRADIENT) is None
         goes_on = is_wanted and not where.is_published
-        images = x.detach().requires_grad_(goes_on)
+        images = work.images(x).detach().requires_grad_(goes_on)
         with torch.enable_grad(), watching or nullcontext(), cut_at(classifier, where) as capture:
             logits = classifier.forward(images, is_published=where.is_published)
         assert capture.activation is not None  # noqa: S101 - the hook ran
         assert capture.output is not None  # noqa: S101
-        work.tick(len(x))
-        return Trunk(capture.activation, logits, (images, capture.output) if goes_on else None)
+        work.tick(len(images))
+        return Trunk(capture.activation, logits, layer, (images, capture.output) if goes_on else None)
 
-    return work.once(("trunk", (HEAD, layer)), compute)
+    return work.once(("trunk", (HEAD, layer)), compute, is_of_images=True)
 
 
 def shared_head(
@@ -206,8 +241,9 @@ def shared_head(
     def compute() -> tuple[Tensor, Tensor, Tensor]:
         where = target_layer(classifier, layer or None)
         trunk = shared_trunk(classifier, x, layer, work)
-        gradient = trunk.head_gradient(target)
-        return where.channel_maps(trunk.leaf.detach()), where.channel_maps(gradient), trunk.logits.detach()
+        gradient = trunk.head_gradient(target, work)
+        activation, logits = work.rows(trunk.leaf.detach()), work.rows(trunk.logits.detach())
+        return where.channel_maps(activation), where.channel_maps(gradient), logits
 
     return work.once((HEAD, layer), compute)
 
@@ -222,7 +258,7 @@ def no_spatial_layer(classifier: Classifier) -> str | None:
 
 
 def shared_logits(classifier: Classifier, x: Tensor, work: Work) -> Tensor:
-    """Float32 logits `(N, K)` of the images themselves without a graph, made once for all methods.
+    """Float32 logits `(N, K)` of the rows themselves without a graph, made once for all methods and classes.
 
     Not counted among a method's passes.
     """
@@ -231,9 +267,9 @@ def shared_logits(classifier: Classifier, x: Tensor, work: Work) -> Tensor:
         trunk, gradient = _found_trunk(work), work.found(GRADIENT)
         if trunk is not None:
             return trunk.logits.detach().float()
-        return classifier.predict(x) if gradient is None else gradient[1].float()
+        return classifier.predict(work.images(x)) if gradient is None else work.images(gradient[1]).float()
 
-    return work.once("logits", compute)
+    return work.rows(work.once("logits", compute, is_of_images=True))
 
 
 def blank_like(classifier: Classifier, x: Tensor, colour: str) -> Tensor:

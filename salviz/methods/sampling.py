@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from salviz.methods.card import Parameter
+from salviz.work import Work
 
 CHECK = 8
 """Samples between two looks at the error: a number of samples, not of passes, so that batches do not matter."""
@@ -153,6 +156,43 @@ def relative_error(noise: Tensor, maps: Tensor, count: Tensor) -> Tensor:
     share = noise / spread.clamp(min=torch.finfo(maps.dtype).tiny)
     share = torch.where(noise == 0, torch.zeros_like(share), share)
     return torch.where(count >= 2, share, torch.full_like(share, float("nan")))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What gets more samples: an image as long as one of its rows needs them, and then those rows alone.
+
+    Attributes:
+        images: Places among the images.
+        shown: Places among the batch's rows, of all that show these images.
+        wanted: Places among those, of the rows that need samples.
+        rows: Places of the same among the batch's rows.
+    """
+
+    images: Tensor | slice
+    shown: Tensor | slice
+    wanted: Tensor | slice
+    rows: Tensor | slice
+
+
+def sampled(active: Tensor, count: int, work: Work) -> Sampled:
+    """What is sampled next.
+
+    Reads the device's memory only where some rows are done.
+
+    Args:
+        active: `(A,)` rows that need samples, in rising order.
+        count: N, all rows.
+        work: Knows which rows show the same image.
+    """
+    everything = slice(None)
+    if len(active) == count:
+        return Sampled(everything, everything, everything, everything)
+    images = active if work.each == 1 else torch.unique_consecutive(active // work.each)
+    shown = work.places(images)
+    return Sampled(
+        images, shown, everything if len(shown) == len(active) else torch.searchsorted(shown, active), active
+    )
 
 
 def unfinished(active: Tensor, error: Tensor, tolerance: float) -> Tensor:

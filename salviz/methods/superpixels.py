@@ -88,8 +88,14 @@ class Superpixels:
         return empty.scatter_add_(1, flat, torch.ones(flat.shape, device=flat.device))
 
     def spread(self, values: Tensor) -> Tensor:
-        """Every pixel gets the value of its superpixel, whatever its area: `(N, M)` -> `(N, H, W)`."""
-        return values.gather(1, self.labels.flatten(1)).view(self.labels.shape)
+        """Every pixel gets the value of its superpixel, whatever its area: `(N, M)` -> `(N, H, W)`.
+
+        Args:
+            values: One row an image, or as many of every image, side by side.
+        """
+        each = len(values) // len(self.labels)
+        labels = self.labels if each == 1 else self.labels.repeat_interleave(each, dim=0)
+        return values.gather(1, labels.flatten(1)).view(labels.shape)
 
     def averaged(self, x: Tensor) -> Tensor:
         """The image with every superpixel in its own mean colour: `(N, 3, H, W)` -> `(N, 3, H, W)`."""

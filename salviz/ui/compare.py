@@ -104,6 +104,8 @@ def status(view: View) -> None:
             sentence = f"{len(view.comparison.rows)} rows in {seconds:.1f} s."
             if view.chosen.kind == "methods":
                 sentence += " Methods that need the same passes share them; the first of them is charged."
+            if view.chosen.kind == "classes":
+                sentence += " Passes that do not depend on the class are shared, and all are charged alike."
             st.caption(sentence)
         elif view.pick.request is not None and not view.chosen.requests:
             st.caption("Nothing is chosen. Choose at least one row above.")

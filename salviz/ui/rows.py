@@ -151,8 +151,8 @@ def _seconds(chosen: Chosen, requests: list[Request]) -> float:
     for request in requests:
         if request.digest not in session.rows():
             asked.setdefault(request.weights, {})[request.method] = request.settings
-    each = (durations.seconds(chosen.loaded[weights], settings) for weights, settings in asked.items())
-    return max(1, chosen.top) * sum(each)
+    classes = max(1, chosen.top)
+    return sum(durations.seconds(chosen.loaded[weights], settings, classes) for weights, settings in asked.items())
 
 
 def comparing(chosen: Chosen, requests: list[Request], picture: Picture, *, is_costly: bool) -> follow.Task:

@@ -124,6 +124,7 @@ def _head_passes(classifier: Classifier, parameters: Mapping[str, Any]) -> float
         shares=shares_head,
         # The head's runs need what modules before the layer gave, and that can only be stored while they run.
         leads=True,
+        all_classes=True,
     )
 )
 def ablation_cam(
@@ -151,30 +152,36 @@ def ablation_cam(
         losses = (activation * gradient).sum(dim=(2, 3))
         chosen = strongest(activation, channels)
         return Attribution(weighted_sum(activation, losses.gather(1, chosen), chosen), logits)
-    head = Head(classifier, where, x)
+    head = Head(classifier, where, work.images(x))
     trunk = shared_trunk(classifier, x, layer, work, head.recording())
     head.begin(trunk.leaf, trunk.logits)
     activation = where.channel_maps(head.activation)
     chosen = strongest(activation.float(), channels)
-    losses = _losses(head, where, target.resolve(head.logits), chosen, work)
+    logits = work.rows(head.logits)
+    losses = _losses(head, where, target.resolve(logits), chosen, work)
     passes = 1.0 + _head_passes(classifier, {"layer": layer, "channels": channels})
-    return Attribution(weighted_sum(activation.float(), losses, chosen), head.logits, passes=passes)
+    maps = weighted_sum(work.rows(activation.float()), losses, work.rows(chosen))
+    return Attribution(maps, logits, passes=passes)
 
 
 def _losses(head: Head, where: TargetLayer, target: ClassTarget, chosen: Tensor, work: Work) -> Tensor:
-    """What each image's score loses without each of its chosen channels: `(N, k)`; zeros where it is but rounding."""
-    whole = target.score(head.logits)
-    losses, errors = (torch.zeros(chosen.shape, device=chosen.device) for _ in range(2))
+    """What each row's score loses without each of its image's chosen channels: `(N, k)`; zeros where it is rounding."""
+    whole = target.score(work.rows(head.logits))
+    losses, errors = (torch.zeros(len(whole), chosen.shape[1], device=chosen.device) for _ in range(2))
     versions = _VERSIONS * work.batch_size
     for image in range(len(chosen)):
-        own = target.part(slice(image, image + 1))
+        rows = slice(image * work.each, (image + 1) * work.each)
+        own = target.part(rows)
         for start in range(0, chosen.shape[1], versions):
             off = chosen[image, start : start + versions]
             batch = head.activation[image : image + 1].repeat(len(off), *(1,) * (head.activation.ndim - 1))
             where.channel_maps(batch)[torch.arange(len(off), device=off.device), off] = 0
-            without, copies = head.run(image, batch), own.repeat(len(off))
-            losses[image, start : start + len(off)] = whole[image] - copies.score(without)
-            errors[image, start : start + len(off)] = copies.rounding(without)
+            without, copies = work.rows(head.run(image, batch)), own.repeat(len(off))
+            scores, rounding = (
+                values.view(len(off), work.each).T for values in (copies.score(without), copies.rounding(without))
+            )
+            losses[rows, start : start + len(off)] = whole[rows, None] - scores
+            errors[rows, start : start + len(off)] = rounding
             # Not counted, but a moment to cancel.
             work.tick(0)
     return beyond_rounding(losses, errors)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
-from salviz.methods.card import Attribution, MethodCard, one_pass, register
-from salviz.methods.passes import HEAD, LAYER, no_spatial_layer, shared_head
+from salviz.methods.card import HEAD, Attribution, MethodCard, one_pass, register
+from salviz.methods.passes import LAYER, no_spatial_layer, shared_head
 from salviz.targets import Target
 from salviz.work import Work
 
@@ -62,6 +62,7 @@ def _cam(
         refusal=no_spatial_layer,
         needs="a layer with a spatial map",
         shares=shares_head,
+        all_classes=True,
     )
     register(card)(explain)
 

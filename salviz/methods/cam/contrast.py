@@ -79,6 +79,7 @@ def finer_score(logits: Tensor, target: ClassTarget, strength: float, references
         refusal=no_spatial_layer,
         needs="a layer with a spatial map",
         shares=shares_head,
+        all_classes=True,
     )
 )
 def finer_cam(
@@ -95,9 +96,9 @@ def finer_cam(
     """Finer-CAM on Grad-CAM: `(N, h, w)`, before the final ReLU."""
     where = target_layer(classifier, layer or None)
     trunk = shared_trunk(classifier, x, layer, work)
-    leaf, logits = trunk.leaf, trunk.logits
     with torch.enable_grad():
-        score = finer_score(logits, target.resolve(logits), strength, references)
-        (gradient,) = torch.autograd.grad(score.sum(), leaf, retain_graph=True)
-    maps = grad_cam_map(where.channel_maps(leaf.detach()), where.channel_maps(gradient))
+        logits = work.rows(trunk.logits)
+        scores = finer_score(logits, target.resolve(logits), strength, references)
+    activation, gradient = work.rows(trunk.leaf.detach()), trunk.gradient(scores)
+    maps = grad_cam_map(where.channel_maps(activation), where.channel_maps(gradient))
     return Attribution(maps.float(), logits.detach())

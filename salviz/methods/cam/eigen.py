@@ -80,6 +80,7 @@ def first_component(activation: Tensor, *, is_centred: bool) -> Tensor:
         needs="a layer with a spatial map",
         has_target=False,
         shares=shares_head,
+        all_classes=True,
     )
 )
 def eigen_cam(
@@ -99,4 +100,5 @@ def eigen_cam(
     """
     trunk = shared_trunk(classifier, x, layer, work)
     activation = target_layer(classifier, layer or None).channel_maps(trunk.leaf.detach())
-    return Attribution(first_component(activation.float(), is_centred=centre), trunk.logits.detach())
+    maps = first_component(activation.float(), is_centred=centre)
+    return Attribution(work.rows(maps), work.rows(trunk.logits.detach()))

@@ -51,6 +51,7 @@ def _score_cam_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> f
         signed=False,
         differentiates=False,
         passes=_score_cam_passes,
+        all_classes=True,
         parameters=(LAYER, CHANNELS),
         explains_predicted=True,
         failures="A soft mask darkens as well as hides; where scores are close all channels weigh nearly the same.",
@@ -78,26 +79,29 @@ def score_cam(
     """
     where = target_layer(classifier, layer or None)
     trunk = shared_trunk(classifier, x, layer, work)
-    activation, logits = where.channel_maps(trunk.leaf.detach()).float(), trunk.logits.detach()
+    activation, logits = where.channel_maps(trunk.leaf.detach()).float(), work.rows(trunk.logits.detach())
     resolved = target.resolve(logits)
     chosen = strongest(activation, channels)
     count = chosen.shape[1]
-    images, positions = _with_contrast(activation, chosen)
+    shown, positions = _with_contrast(activation, chosen)
+    images = work.images(x)
     # Whatever is not run below is a view of nothing.
     nothing = classifier.predict(torch.zeros_like(x[:1]), may_halve=True).expand(len(x), -1)
     precision = classifier.autocast or torch.float32
     blank, rounding = resolved.score(nothing), resolved.rounding(nothing, precision)
     scores, errors = (values.unsqueeze(1).repeat(1, count) for values in (blank, rounding))
-    for part in work.chunks(len(images)):
-        rows, places = images[part], positions[part]
-        views = x[rows].mul_(as_mask(activation[rows, chosen[rows, places]], (x.shape[2], x.shape[3])))
-        seen, these = classifier.predict(views, may_halve=True), resolved.part(rows)
-        scores[rows, places], errors[rows, places] = these.score(seen), these.rounding(seen, precision)
-        work.tick(len(rows))
-    work.tick(count * len(x) - len(images))
+    for part in work.chunks(len(shown)):
+        these, places = shown[part], positions[part]
+        views = images[these].mul_(as_mask(activation[these, chosen[these, places]], (x.shape[2], x.shape[3])))
+        seen = work.rows(classifier.predict(views, may_halve=True))
+        rows, places = work.places(these), work.rows(places)
+        own = resolved.part(rows)
+        scores[rows, places], errors[rows, places] = own.score(seen), own.rounding(seen, precision)
+        work.tick(len(these))
+    work.tick(count * len(images) - len(shown))
     is_flat = alike(torch.cat([scores, blank[:, None], resolved.score(logits)[:, None]], dim=1), errors)
     weights = scores.softmax(dim=1).masked_fill(is_flat[:, None], 0.0)
-    return Attribution(weighted_sum(activation, weights, chosen), logits)
+    return Attribution(weighted_sum(work.rows(activation), weights, work.rows(chosen)), logits)
 
 
 def _with_contrast(activation: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +163,8 @@ def opti_cam(
     """
     where = target_layer(classifier, layer or None)
     trunk = shared_trunk(classifier, x, layer, work)
-    activation, logits = where.channel_maps(trunk.leaf.detach()).float().clamp(min=0), trunk.logits.detach()
+    activation = work.rows(where.channel_maps(trunk.leaf.detach()).float().clamp(min=0))
+    logits = work.rows(trunk.logits.detach())
     resolved: ClassTarget = target.resolve(logits)
     is_flat = activation.amax(dim=(2, 3)) == activation.amin(dim=(2, 3))
 

@@ -108,6 +108,7 @@ def needs_pooled_head(classifier: Classifier) -> str | None:
         refusal=needs_pooled_head,
         needs="a global average and one linear layer at the end",
         shares=shares_head,
+        all_classes=True,
     )
 )
 def cam(

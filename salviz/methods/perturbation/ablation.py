@@ -39,6 +39,7 @@ def _most(parameters: Mapping[str, Any], size: tuple[int, int]) -> int:
         signed=True,
         differentiates=False,
         passes=lambda parameters, size: float(_most(parameters, size)),
+        all_classes=True,
         parameters=(segmentation("slic"), SEGMENTS, PIXELS, FILL),
         failures="What two superpixels both show is missed: hiding one leaves the other.",
     )
@@ -61,9 +62,10 @@ def superpixel_ablation(
     """
     assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
     most = _most({"segments": segments, "segmentation": segmentation}, (int(x.shape[2]), int(x.shape[3])))
+    logits = shared_logits(classifier, x, work)
+    x = work.images(x)
     found = superpixels(classifier, x, algorithm=segmentation, segments=segments, pixels=pixels, at_most=most)
     blank = hidden(classifier, x, found, fill)
-    logits = shared_logits(classifier, x, work)
     # Images and superpixels as one list, so that no pass is spent on the padding of images that have fewer.
     image = torch.repeat_interleave(
         torch.arange(len(x), device=x.device),
@@ -71,15 +73,17 @@ def superpixel_ablation(
         output_size=sum(found.counts),
     )
     piece = torch.cat([torch.arange(count, device=x.device) for count in found.counts])
-    lost = torch.zeros(len(x), found.largest, device=x.device)
     whole = target.score(logits)
+    lost = torch.zeros(len(whole), found.largest, device=x.device)
     errors = torch.zeros_like(lost)
-    for rows in work.chunks(len(image)):
-        these = image[rows]
-        seen = (found.labels[these] != piece[rows, None, None])[:, None]
-        logits_without = classifier.predict(torch.where(seen, x[these], blank[these]))
-        lost[these, piece[rows]] = whole[these] - target.part(these).score(logits_without)
-        errors[these, piece[rows]] = target.part(these).rounding(logits_without)
+    for part in work.chunks(len(image)):
+        these, pieces = image[part], piece[part]
+        seen = (found.labels[these] != pieces[:, None, None])[:, None]
+        logits_without = work.rows(classifier.predict(torch.where(seen, x[these], blank[these])))
+        rows, pieces = work.places(these), work.rows(pieces)
+        own = target.part(rows)
+        lost[rows, pieces] = whole[rows] - own.score(logits_without)
+        errors[rows, pieces] = own.rounding(logits_without)
         work.tick(len(these))
     # An image with fewer superpixels than the card allows for is done sooner.
     work.tick(max(0, most * len(x) - len(image)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.passes import blank_like
-from salviz.methods.sampling import alike, relative_error, unfinished
+from salviz.methods.sampling import alike, relative_error, sampled, unfinished
 from salviz.methods.superpixels import Superpixels
 from salviz.targets import ClassTarget
 from salviz.work import Work
@@ -65,11 +65,11 @@ def score_coalitions(
 
     Args:
         classifier: The model.
-        x: `(N, 3, H, W)` float32 in model space.
-        blank: `(N, 3, H, W)`, what is seen elsewhere.
-        labels: `(N, H, W)` int64 superpixel of every pixel.
-        coalitions: `(N, S, M)` bool.
-        target: One entry an image.
+        x: `(I, 3, H, W)` float32 in model space, each image once.
+        blank: `(I, 3, H, W)`, what is seen elsewhere.
+        labels: `(I, H, W)` int64 superpixel of every pixel.
+        coalitions: `(I, S, M)` bool.
+        target: One entry a row, of the N rows that show the images.
         work: Budget and progress; S passes an image.
 
     Returns:
@@ -82,10 +82,10 @@ def score_coalitions(
         # Copies lead, in the order of `target.repeat`; the mask is one byte a pixel and never leaves this pass.
         part = coalitions[:, start : start + copies].transpose(0, 1)
         seen = part.gather(2, flat.expand(len(part), -1, -1)).view(len(part), len(x), 1, *x.shape[2:])
-        logits = classifier.predict(torch.where(seen, x, blank).flatten(0, 1))
+        logits = work.rows(classifier.predict(torch.where(seen, x, blank).flatten(0, 1)))
         everyone = target.repeat(len(part))
-        scores.append(everyone.score(logits).view(len(part), len(x)))
-        errors.append(everyone.rounding(logits).view(len(part), len(x)))
+        scores.append(everyone.score(logits).view(len(part), -1))
+        errors.append(everyone.rounding(logits).view(len(part), -1))
         work.tick(len(part) * len(x))
     return torch.cat(scores).T, torch.cat(errors).T
 
@@ -166,11 +166,12 @@ def explain_coalitions(
 
     while done < samples and len(active):
         stop = min(samples, done - done % step + step)
-        rows = slice(None) if len(active) == count else active
-        scores[rows, done:stop], errors[rows, done:stop] = score_coalitions(
-            classifier, x[rows], blank[rows], found.labels[rows], coalitions[rows, done:stop], target.part(rows), work
-        )
-        taken[rows, done:stop] = True
+        now = sampled(active, count, work)
+        given = (x, blank, found.labels, coalitions[:, done:stop])
+        images, blanks, labels, drawn = (work.images(rows)[now.images] for rows in given)
+        new = score_coalitions(classifier, images, blanks, labels, drawn, target.part(now.shown), work)
+        scores[now.rows, done:stop], errors[now.rows, done:stop] = (values[now.wanted] for values in new)
+        taken[now.rows, done:stop] = True
         done = stop
         if tolerance and done < samples:
             active = unfinished(active, look()[2], tolerance)

@@ -44,6 +44,7 @@ def _occlusion_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> f
         signed=True,
         differentiates=False,
         passes=_occlusion_passes,
+        all_classes=True,
         parameters=(
             Parameter("window", 32, "Side of the square, in pixels; the paper gives none.", low=1, high=512, step=1),
             Parameter(
@@ -76,23 +77,24 @@ def occlusion(
     windows = _windows((x.shape[2], x.shape[3]), window, stride)
     lost = torch.zeros(len(x), *x.shape[2:], device=x.device)
     covered = torch.zeros(x.shape[2:], device=x.device)
-    per_pass = work.copies(len(x))
+    images = work.images(x)
+    per_pass = work.copies(len(images))
     with torch.no_grad():
         logits = shared_logits(classifier, x, work)
         whole = target.score(logits)
         scores, errors = [whole[None]], [target.rounding(logits)[None]]
         for start in range(0, len(windows), per_pass):
             part = windows[start : start + per_pass]
-            batch = x.repeat(len(part), 1, 1, 1).view(len(part), *x.shape)
+            batch = images.repeat(len(part), 1, 1, 1).view(len(part), *images.shape)
             for image, (rows, columns) in zip(batch, part, strict=True):
                 image[..., rows, columns] = blank[..., rows, columns]
-            without, everyone = classifier.predict(batch.flatten(0, 1)), target.repeat(len(part))
+            without, everyone = work.rows(classifier.predict(batch.flatten(0, 1))), target.repeat(len(part))
             scores.append(everyone.score(without).view(len(part), len(x)))
             errors.append(everyone.rounding(without).view(len(part), len(x)))
             for score, (rows, columns) in zip(scores[-1], part, strict=True):
                 lost[:, rows, columns] += (whole - score)[:, None, None]
                 covered[rows, columns] += 1
-            work.tick(len(part) * len(x))
+            work.tick(len(part) * len(images))
     # A stride wider than the window leaves gaps: nothing was hidden there, so nothing was lost.
     maps = lost / covered.clamp(min=1)
     is_flat = alike(torch.cat(scores).T, torch.cat(errors).T)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import blank_like, shared_logits
-from salviz.methods.sampling import CHECK, TOLERANCE, alike, relative_error, unfinished
+from salviz.methods.sampling import CHECK, TOLERANCE, alike, relative_error, sampled, unfinished
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -160,6 +160,7 @@ class _Moments:
         signed=False,
         differentiates=False,
         passes=lambda parameters, size: float(parameters["samples"]),
+        all_classes=True,
         parameters=(
             Parameter(
                 "samples",
@@ -212,34 +213,36 @@ def rise(
     assert isinstance(target, ClassTarget)  # noqa: S101 - the engine resolves targets first
     size = (int(x.shape[2]), int(x.shape[3]))
     blank = blank_like(classifier, x[:1], fill)
-    visible = x - blank
+    visible = work.images(x) - blank
     moments = _Moments(x, centre)
-    streams = [_stream(generator, cells, keep) for generator in generators]
+    # The rows of one image are seeded alike.
+    streams = [_stream(generator, cells, keep) for generator in generators[:: work.each]]
     active = torch.arange(len(x), device=x.device)
-    chosen, done = list(range(len(x))), 0
+    chosen, done = list(range(len(visible))), 0
+    now = sampled(active, len(x), work)
     while done < samples and chosen:
         wanted = min(CHECK, samples - done)
-        drawn = [next(streams[row]) for row in chosen]
+        drawn = [next(streams[image]) for image in chosen]
         # Copies lead, in the order of `target.repeat`.
         grids = torch.stack([grid for grid, _ in drawn], dim=1).to(x.device)
         shifts = torch.stack([shift for _, shift in drawn], dim=1).to(x.device)
-        rows = slice(None) if len(chosen) == len(x) else active
-        images, rival, copies = visible[rows], target.part(rows), work.copies(len(chosen))
+        images, rival, copies = visible[now.images], target.part(now.shown), work.copies(len(chosen))
         for start in range(0, wanted, copies):
             part = slice(start, min(start + copies, wanted))
             masks = masks_of(grids[part].flatten(0, 1), shifts[part].flatten(0, 1), size)
             masks = masks.view(-1, len(chosen), *size)
             times = len(masks)
             batch = torch.addcmul(blank, images, masks[:, :, None]).flatten(0, 1)
-            logits, everyone = classifier.predict(batch, may_halve=True), rival.repeat(times)
+            logits, everyone = work.rows(classifier.predict(batch, may_halve=True)), rival.repeat(times)
             rounding = everyone.rounding(logits, classifier.autocast or torch.float32)
-            scores, errors = (values.view(times, len(chosen)).T for values in (everyone.score(logits), rounding))
-            moments.add(scores, errors, masks.flatten(2).transpose(0, 1), rows)
+            scores, errors = (values.view(times, -1).T[now.wanted] for values in (everyone.score(logits), rounding))
+            moments.add(scores, errors, work.rows(masks.flatten(2).transpose(0, 1))[now.wanted], now.rows)
             work.tick(times * len(chosen))
         done += wanted
         if tolerance:
             active = unfinished(active, moments.error(), tolerance)
-            chosen = active.tolist()
+            now = sampled(active, len(x), work)
+            chosen = now.images.tolist() if isinstance(now.images, Tensor) else chosen
     maps = moments.mean(keep).view(len(x), *size)
     error = moments.error().masked_fill(moments.is_flat(), 0.0)
     return Attribution(maps, shared_logits(classifier, x, work), standard_error=error, samples=moments.count)

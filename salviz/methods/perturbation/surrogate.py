@@ -87,6 +87,7 @@ def draw_shapley(found: Superpixels, samples: int, generators: Sequence[torch.Ge
         # The whole image is the first sample, and its score is known.
         differentiates=False,
         passes=lambda parameters, size: float(parameters["samples"]) - 1.0,
+        all_classes=True,
         parameters=(
             Parameter(
                 "samples",
@@ -181,6 +182,7 @@ def lime(
         # One more for the blank image.
         differentiates=False,
         passes=lambda parameters, size: float(parameters["samples"]) + 1.0,
+        all_classes=True,
         parameters=(
             Parameter(
                 "samples",
@@ -224,8 +226,9 @@ def kernel_shap(
     coalitions = draw_shapley(found, samples, generators, x)
     logits = shared_logits(classifier, x, work)
     blank = hidden(classifier, x, found, fill)
-    empty = target.score(classifier.predict(blank))
-    work.tick(len(x))
+    bare = work.images(blank)
+    empty = target.score(work.rows(classifier.predict(bare)))
+    work.tick(len(bare))
     gained = target.score(logits) - empty
 
     def solve(rows: slice, drawn: Tensor, scores: Tensor, taken: Tensor, exist: Tensor) -> Fit:
