@@ -165,6 +165,18 @@ def test_the_most_probable_classes_are_explained_one_after_the_other(
     assert text.count("\n\npicture.png") == 1
 
 
+def test_more_classes_than_there_are_is_said_and_all_are_explained(
+    small: Classifier, image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["explain", image, "--augment", "none", "--changes", "none", "--json", "--target"]
+    assert main([*options, "top:99"]) == 0
+    told = capsys.readouterr()
+    assert len(json.loads(told.out)) == 10
+    assert told.err == f"{small.title} knows only 10 classes, not 99: all of them are explained.\n"
+    assert main([*options, "top:10"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_most_probable_classes_against_another(
     small: Classifier, image: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,7 +49,7 @@ def add(commands: Any) -> None:
     what.add_argument(
         "--target", default="predicted", metavar="CLASS",
         help="a class by number, WordNet id or name, 'predicted' for each input's own (default), or 'top:3' for the "
-        "picture's three most probable ones, one after the other",
+        "picture's three most probable ones, or all where there are fewer",
     )  # fmt: skip
     what.add_argument(
         "--against", metavar="CLASS",
@@ -120,6 +121,11 @@ def _explain(options: argparse.Namespace) -> None:
         seed=options.seed,
     )
     requests = for_top_classes(classifier, picture, request, count) if count else [request]
+    if len(requests) < count:
+        print(
+            f"{classifier.title} knows only {len(requests)} classes, not {count}: all of them are explained.",
+            file=sys.stderr,
+        )
     with Counter() as counter:
         results = explore_set(
             classifier, picture, requests, batch_size=options.batch_size, progress=counter.show

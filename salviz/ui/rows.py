@@ -64,6 +64,10 @@ def choose(pick: Pick) -> Chosen:
                 _add(chosen, pick, loaded, method=pick.request.method, parameters=_own(pick))
     else:
         chosen.loaded = {pick.loaded.classifier.digest: pick.loaded}
+        known = len(pick.loaded.classifier.labels)
+        if chosen.top > known:
+            st.caption(f"{pick.loaded.classifier.title} knows only {known} classes: each of them is a row.")
+            chosen.top = known
         _add(chosen, pick, pick.loaded, method=pick.request.method, parameters=_own(pick), target=None)
     return chosen
 

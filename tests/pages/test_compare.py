@@ -5,11 +5,15 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from salviz.classifiers.registry import SHIPPED
@@ -132,6 +136,17 @@ def test_the_most_probable_classes_as_rows(compare: Open) -> None:
     assert len(titles) == 3
     assert all(title.startswith("thing ") for title in titles)
     assert len(set(titles)) == 3
+
+
+def test_a_model_of_few_classes_has_a_row_for_each(compare: Open, model_folder: Path) -> None:
+    with torch.random.fork_rng():
+        weights = timm.create_model("test_resnet", num_classes=3).state_dict()
+    labels = json.dumps(["thing 0", "thing 1", "thing 2"])
+    save_file(weights, model_folder / "few.safetensors", metadata={"title": "Few", "labels": labels})
+    app = compare(rows="classes", top="5", model=f"{model_folder / 'few.safetensors'}@timm:test_resnet")
+    assert not app.exception
+    assert sorted(row_titles(app)) == ["thing 0", "thing 1", "thing 2"]
+    assert "Few knows only 3 classes: each of them is a row." in texts(app)
 
 
 @pytest.mark.parametrize("sign", ["unsigned", "signed"])
