@@ -133,7 +133,7 @@ def test_each_row_stops_where_it_stops_alone(method: str) -> None:
     """A row that is finished gets no more samples, although its image goes on for another row."""
     classifier, x = toy(), images(2, 32)
     tolerance = {"rise": 0.9, "lime": 0.05, "kernel_shap": 0.005}[method]
-    settings = {**quick(method, samples=2000), "tolerance": tolerance}
+    settings = {**quick(method, samples=600), "tolerance": tolerance}
     options = {"method": method, "parameters": settings}
     targets = [PredictedTarget(chosen=index) for index in (0, 3, 5, 8)]
     alone = each_alone(classifier, x, targets, **options)
