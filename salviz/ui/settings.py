@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import streamlit as st
@@ -41,16 +42,29 @@ def method(loaded: Any, page: str) -> tuple[str, dict[str, Any]]:
     if has_own:
         st.caption("Methods are chosen on the page; this one's settings count for its row there.")
     card = METHODS[method_id].card
-    with st.container(horizontal=True), st.popover("About this method", type="tertiary"):
+    # An opened popover of the quiet kind darkens its label, which is lost on a dark ground.
+    with st.container(horizontal=True), st.popover("About this method", icon=":material/info:"):
         st.markdown(f"**{card.title}**: {card.family}")
         st.markdown(card.idea)
-        st.latex(card.formula)
+        st.markdown(_formula(card.formula), text_alignment="center")
         st.markdown(f"Map: {_SIGNS[card.sign]}")
         st.markdown(f"Needs: {card.requirement}.")
         st.markdown(f"Cost: {_cost(card, loaded)}")
         st.markdown(f"Known failures: {card.failures}")
         st.caption(card.citation)
     return method_id, _parameters(card)
+
+
+def _formula(latex: str) -> str:
+    """A formula as Markdown that wraps where there is no room for it, each of its equations in a line of its own.
+
+    Streamlit's own element sets it in one line, cuts off what stands above that line, and hides without a sign what is
+    wider than a phone.
+    """
+    return "  \n".join(f"$\\displaystyle {part}$" for part in _BETWEEN_EQUATIONS.split(latex))
+
+
+_BETWEEN_EQUATIONS = re.compile(r"(?<=,)\\(?:quad|;)\s*")
 
 
 def _cost(card: Any, loaded: Any) -> str:

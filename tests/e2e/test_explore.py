@@ -451,3 +451,30 @@ def test_windows_and_themes(server: Server, open_page: Open, scheme: str, width:
         assert photograph.bounding_box()["y"] < NARROW["height"] / 2
     screenshot(page, f"{width}-{scheme}")
     screenshot(page, f"{width}-{scheme}-whole", whole=True)
+
+
+@pytest.mark.parametrize("method", ["blur_ig", "kernel_shap"])
+def test_a_formula_is_whole_on_a_phone(server: Server, open_page: Open, method: str) -> None:
+    page = open_page(f"{server.url}/?method={method}", viewport=NARROW, color_scheme="dark")
+    page.get_by_test_id("stExpandSidebarButton").click()
+    card = page.get_by_role("button", name="About this method")
+    quiet = card.evaluate("card => getComputedStyle(card).color")
+    card.click()
+    formula = page.locator('[data-testid="stPopoverBody"] .katex').first
+    expect(formula).to_be_visible()
+    # Every box around it up to the card's own, which scrolls, holds all of it.
+    cut = formula.evaluate("""formula => {
+        const parts = [...formula.querySelectorAll(".katex-html *")].map(part => part.getBoundingClientRect());
+        const found = [];
+        for (let box = formula; !box.matches('[data-testid="stPopoverBody"]'); box = box.parentElement) {
+            const { overflowX, overflowY } = getComputedStyle(box);
+            if (overflowX !== "visible" && box.scrollWidth > box.clientWidth) found.push("sideways");
+            if (overflowY !== "visible" && box.scrollHeight > box.clientHeight) found.push("up and down");
+        }
+        const card = formula.closest('[data-testid="stPopoverBody"]').getBoundingClientRect();
+        if (parts.some(part => part.right > card.right || part.left < card.left)) found.push("beyond the card");
+        return found;
+    }""")
+    assert cut == []
+    # An opened card's label is as easy to read as before.
+    assert card.evaluate("card => getComputedStyle(card).color") == quiet

@@ -48,7 +48,7 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
         idea="Integrated gradients along a path that starts from the strongly blurred image and adds "
         "detail. No colour is special, unlike with a blank baseline. Evidence appears at the scale where "
         "the model starts to use it.",
-        formula=r"M = -\int_0^{\sigma_{max}} \frac{\partial f_c(L_\sigma x)}{\partial L_\sigma x}\odot"
+        formula=r"M = -\int_0^{\sigma_{\max}} \frac{\partial f_c(L_\sigma x)}{\partial L_\sigma x}\odot"
         r"\frac{\partial L_\sigma x}{\partial \sigma}\,d\sigma",
         citation="Xu, Venugopalan, Sundararajan: Attribution in Scale and Space. CVPR 2020.",
         evidence="magnitude",

@@ -172,7 +172,7 @@ def lime(
         "Superpixels are hidden in random coalitions, and a weighted linear fit gives the shares. They add up exactly "
         "to the change of score from the blank image, and every pixel shows its superpixel's share, undivided.",
         formula=r"\arg\min_{\phi} \sum_{z} \frac{M-1}{\binom{M}{|z|}|z|(M-|z|)}"
-        r"\Big(f_c(x_z)-f_c(x_0)-\phi^\top z\Big)^2\quad\text{with}\quad \sum_i\phi_i = f_c(x)-f_c(x_0)",
+        r"\Big(f_c(x_z)-f_c(x_0)-\phi^\top z\Big)^2,\quad \sum_i\phi_i = f_c(x)-f_c(x_0)",
         citation="Lundberg, Lee: A Unified Approach to Interpreting Model Predictions. NeurIPS 2017. Pairs and exact "
         "sum: Covert, Lee, AISTATS 2021.",
         evidence="positive",
