@@ -276,6 +276,18 @@ def decimals(value: float) -> str:
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
+def format_probability(value: float) -> str:
+    """Two decimals; `<0.01` and `>0.99` where these would say never or always of what is neither.
+
+    Args:
+        value: 0 to 1.
+    """
+    text = decimals(value)
+    if value > 0 and text == "0.00":
+        return "<0.01"
+    return ">0.99" if value < 1 and text == "1.00" else text
+
+
 def format_value(value: float) -> str:
     """A label for an end of a scale bar: three significant digits, a true minus sign."""
     if not np.isfinite(value):

@@ -12,6 +12,7 @@ from salviz.classifiers.registry import CARDS, is_available_offline
 from salviz.exploration import Exploration
 from salviz.images import Picture
 from salviz.methods import Method
+from salviz.overlay import format_probability
 from salviz.scores import describe, scores
 from salviz.support import Support, probe
 
@@ -36,7 +37,7 @@ def lines(exploration: Exploration, classifier: Classifier, picture: Picture) ->
     explained = "the class predicted for each input" if request.target is None else named(request.target)
     found = [
         f"{picture.name or 'Picture'}, {width} x {height}: {title}{where} of {classifier.title}",
-        f"Predicted    {named(predicted[0])}, {float(exploration.probabilities[0, predicted[0]]):.1%}",
+        f"Predicted    {named(predicted[0])}, {format_probability(float(exploration.probabilities[0, predicted[0]]))}",
         f"Explained    {explained}",
     ]
     if request.against is not None:

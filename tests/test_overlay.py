@@ -19,6 +19,7 @@ from salviz.overlay import (
     DisplayRange,
     blend,
     colorize,
+    format_probability,
     format_value,
     jpeg,
     limits,
@@ -225,6 +226,17 @@ def test_scale_bar_runs_through_the_whole_table() -> None:
 )
 def test_format_value(value: float, text: str) -> None:
     assert format_value(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.00"), (1e-12, "<0.01"), (0.0049, "<0.01"), (0.0051, "0.01"), (0.417, "0.42"), (0.9949, "0.99"),
+        (0.9951, ">0.99"), (1 - 2**-24, ">0.99"), (1, "1.00"),
+    ],
+)  # fmt: skip
+def test_a_probability_is_neither_never_nor_always_unless_it_is(value: float, text: str) -> None:
+    assert format_probability(value) == text
 
 
 def test_side_by_side() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import streamlit as st
 
+from salviz.overlay import format_probability
+
 _CSS = """
 .bars { display: grid; gap: 6px; font-family: var(--st-font); color: var(--st-text-color); }
 button {
@@ -76,7 +78,7 @@ def classes(
         on_pick: Called with the class that was clicked, before the next run.
     """
     rows = [
-        {"id": id, "name": name, "value": value, "shown": f"{value:.2f}", "explained": id == explained}
+        {"id": id, "name": name, "value": value, "shown": format_probability(value), "explained": id == explained}
         for id, name, value in zip(ids, names, values, strict=True)
     ]
 

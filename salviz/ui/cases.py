@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from salviz.errors import SalvizError
+from salviz.overlay import format_probability
 from salviz.ui import batch, clickable, drawn, fields, follow, panels, results
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _row(
 
 def _about(case: Case, name: Any) -> str:
     lines = [panels.plain(case.image.rpartition("/")[2])]
-    sure = "" if case.confidence != case.confidence else f" ({case.confidence:.2f})"
+    sure = "" if case.confidence != case.confidence else f" ({format_probability(case.confidence)})"
     lines.append(f"{panels.plain(name(case.prediction))}{sure}")
     if case.label >= 0:
         is_right = case.label == case.prediction

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
-from salviz.overlay import format_value
+from salviz.overlay import format_probability, format_value
 from salviz.ui import clickable, display, drawn, fields, follow, panels, rows, state
 from salviz.ui.sidebar import Pick
 
@@ -210,9 +210,9 @@ def _text(
     lines = [f"**{title}**"]
     if view.chosen.kind != "classes":
         name, rival = _explained(view, row)
-        lines.append(f"{name} ({probability:.2f}){rival}")
+        lines.append(f"{name} ({format_probability(probability)}){rival}")
     else:
-        lines.append(f"probability {probability:.2f}")
+        lines.append(f"probability {format_probability(probability)}")
     width, height = row.grid
     lines.append(f"{width} × {height} cells, scale {format_value(low)} to {format_value(high)}")
     lines.append(f"{duration(row.seconds)}, {panels.counted(row.passes, 'pass', 'passes')}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import streamlit as st
 
 from salviz.classifiers.registry import CARDS
-from salviz.overlay import format_value
+from salviz.overlay import format_probability, format_value
 from salviz.ui import bars, display, drawn, follow, panels, state
 from salviz.ui.image_picker import sample_remark
 from salviz.ui.sidebar import Pick
@@ -150,7 +150,7 @@ def _facts(shown: Shown | None) -> None:
     # A target that was chosen for another picture stays: a map of it is no less vivid.
     seen = "" if probability >= _HARDLY else ", which the model hardly sees here"
     parts = [
-        f"Explains **{name}** ({probability:.2f}{seen}){rival}",
+        f"Explains **{name}** ({format_probability(probability)}{seen}){rival}",
         f"{shown.card.title}{where}, native {width} × {height}",
         f"{panels.counted(round(exploration.passes), 'pass', 'passes')} in {exploration.seconds:.1f} s",
     ]

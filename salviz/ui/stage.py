@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from salviz.metrics.randomisation import CALIBRATION
+from salviz.overlay import format_probability
 from salviz.ui import display, drawn, panels, state
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def _predictions(view: View, place: int) -> None:
     labels = view.pick.loaded.classifier.labels
     st.markdown("**This net predicts**")
     for index, probability in zip(*view.found.strip.top[place], strict=True):
-        st.progress(min(1.0, probability), text=f"{panels.plain(labels.short(index))}  {probability:.2f}")
+        st.progress(
+            min(1.0, probability), text=f"{panels.plain(labels.short(index))}  {format_probability(probability)}"
+        )
 
 
 def _learnt(view: View) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from salviz.overlay import format_probability
 from salviz.ui import drawn, panels
 from salviz.ui.cards import Card, cards
 from salviz.ui.view import Shown
@@ -72,5 +73,5 @@ def _card(shown: Shown, row: int, label: str, choices: Display) -> Card:
         drawn.card(exploration.request.digest, row, choices, 2 * _CARD_WIDTH, background, exploration),
         f"{label}: the changed input, and its map laid back on the original; SSIM {similarity}",
         label,
-        (f"SSIM {similarity}", f"{shown.name(predicted)} {probability:.2f}"),
+        (f"SSIM {similarity}", f"{shown.name(predicted)} {format_probability(probability)}"),
     )
