@@ -108,6 +108,7 @@ def agree(rows: Sequence[Exploration]) -> Agreement:
     rank, structure = np.eye(count), np.eye(count)
     known = [_comparable(row) for row in rows]
     for i, found in enumerate(known):
+        # What was flat but for rounding comes without it.
         if float(found.max()) == float(found.min()):
             rank[i, i] = structure[i, i] = np.nan
     by_size: dict[bool, list[tuple[int, int]]] = {True: [], False: []}

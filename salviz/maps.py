@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from salviz.flatness import is_flat
 from salviz.methods.card import Evidence, MethodCard
 from salviz.similarity.normalising import percentile as upper_percentile
 
@@ -84,7 +85,8 @@ def comparable(raw: Tensor, card: MethodCard, size: tuple[int, int]) -> Tensor:
     """Unsigned maps at input resolution, scaled as COSE's released code scales this kind of map.
 
     Class activation maps are scaled, resized and scaled again, as pytorch-grad-cam does; gradient-type maps
-    are summed over channels and clipped at the 99th percentile, as PAIR's library does.
+    are summed over channels and clipped at the 99th percentile, as PAIR's library does. A map that is flat but for
+    rounding becomes zero: spread out, its rounding would look like content.
 
     Args:
         raw: `(N, h, w)` or `(N, C, h, w)` as the method returned it.
@@ -95,6 +97,7 @@ def comparable(raw: Tensor, card: MethodCard, size: tuple[int, int]) -> Tensor:
         `(N, height, width)` in [0, 1].
     """
     maps = unsigned(raw, card.evidence)
+    maps = maps.masked_fill(is_flat(maps.amin(dim=(1, 2)), maps.amax(dim=(1, 2)))[:, None, None], 0.0)
     if card.scaling == "percentile":
         return scale_percentile(resize(maps, size))
     return scale_minmax(resize(scale_minmax(maps), size))

@@ -55,6 +55,17 @@ def test_flat_maps_agree_with_nothing_and_leave_no_tree() -> None:
     assert agree([row]).tree() is None
 
 
+def test_a_map_that_is_flat_but_for_rounding_agrees_with_nothing() -> None:
+    classifier = toy()
+    row = explore(classifier, PICTURE, request(classifier, "grad_cam"))
+    ulp = torch.finfo(torch.float32).eps
+    found = agree([row, dataclasses.replace(row, raw=1 + ulp * (row.raw > row.raw.median()))])
+    assert np.isnan(found.spearman[0, 1])
+    assert np.isnan(found.spearman[1, 1])
+    # What is small beside a large constant and yet no rounding is still compared.
+    assert agree([row, dataclasses.replace(row, raw=1 + 1e-3 * row.raw / row.raw.abs().max())]).spearman[0, 1] > 0.9
+
+
 def test_the_tree_joins_what_agrees() -> None:
     classifier = toy()
     asked = every(classifier, ["gradient", "smoothgrad_squared", "grad_cam", "layer_cam"])

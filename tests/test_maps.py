@@ -16,6 +16,18 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "cose.json").read_text()
 CAM, GRADIENT, EDGE = (methods.get(name).card for name in ("grad_cam", "gradient", "edge"))
 
 
+@pytest.mark.parametrize("card", [CAM, GRADIENT, EDGE], ids=lambda card: card.scaling)
+def test_what_is_flat_but_for_rounding_stays_flat_when_it_is_spread(card: methods.card.MethodCard) -> None:
+    values = torch.from_numpy(raw_of(3, 6, 6)).float()
+    rounding = 1 + torch.finfo(torch.float32).eps * values.sign()
+    real = 1 + 1e-4 * values.abs()
+    spread = maps.comparable(torch.stack([rounding[0], real[1], rounding[2]]), card, (12, 12))
+    assert (spread[[0, 2]] == 0).all()
+    # What stands beside it in the batch changes nothing.
+    assert torch.equal(spread[1:2], maps.comparable(real[1:2], card, (12, 12)))
+    assert spread[1].max() > 0.99
+
+
 def raw_of(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 

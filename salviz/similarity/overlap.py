@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from salviz.flatness import is_flat
 from salviz.similarity.pairs import validated
 
 
@@ -18,7 +19,7 @@ def top_k(a: Tensor, b: Tensor, *, share: float = 0.05) -> Tensor:
 
     Returns:
         `(N,)` in [0, 1]: `|A and B| / k`. Pixels that tie with the k-th count by the part of them that belongs there,
-        so that the order of pixels decides nothing. NaN where a map is constant or not finite.
+        so that the order of pixels decides nothing. NaN where a map is flat or not finite.
 
     Raises:
         ValueError: If the maps do not match or `share` lies outside.
@@ -29,8 +30,8 @@ def top_k(a: Tensor, b: Tensor, *, share: float = 0.05) -> Tensor:
     x, y = a.flatten(1), b.flatten(1)
     count = max(1, round(share * x.shape[1]))
     common = (_membership(x, count) * _membership(y, count)).sum(dim=1) / count
-    is_flat = [(m.amax(dim=1) == m.amin(dim=1)) | ~m.isfinite().all(dim=1) for m in (x, y)]
-    return common.masked_fill(is_flat[0] | is_flat[1], torch.nan)
+    empty = [is_flat(m.amin(dim=1), m.amax(dim=1)) | ~m.isfinite().all(dim=1) for m in (x, y)]
+    return common.masked_fill(empty[0] | empty[1], torch.nan)
 
 
 def _membership(values: Tensor, count: int) -> Tensor:
