@@ -17,6 +17,8 @@ _SIGNS = {
     "unsigned": "unsigned, how much a place counts and not whether for or against the class.",
 }
 
+_HALF = " “How much” under Display keeps what is above zero."
+
 
 def method(loaded: Any, page: str) -> tuple[str, dict[str, Any]]:
     """The method's id and its settings.
@@ -47,7 +49,7 @@ def method(loaded: Any, page: str) -> tuple[str, dict[str, Any]]:
         st.markdown(f"**{card.title}**: {card.family}")
         st.markdown(card.idea)
         st.markdown(_formula(card.formula), text_alignment="center")
-        st.markdown(f"Map: {_SIGNS[card.sign]}")
+        st.markdown(f"Map: {_SIGNS[card.sign]}{_HALF if card.signed and card.evidence == 'positive' else ''}")
         st.markdown(f"Needs: {card.requirement}.")
         st.markdown(f"Cost: {_cost(card, loaded)}")
         st.markdown(f"Known failures: {card.failures}")

@@ -448,6 +448,20 @@ def test_a_signed_map_has_values_below_zero(method: str) -> None:
     assert min(float(maps.min()) for maps in found) < 0
 
 
+@pytest.mark.parametrize("method", SIGNED_BY_FEATURES)
+def test_after_a_relu_nothing_speaks_against_the_class_where_weights_have_no_sign(method: str) -> None:
+    target = ClassTarget(torch.tensor([3]), "logit", torch.tensor([7]))
+    assert float(explain("test_resnet", images(1, 160), method, ["a"], target=target).maps.min()) >= 0
+    assert "After a ReLU nothing is below zero" in methods.get(method).card.failures
+
+
+def test_a_formula_is_that_of_the_map_with_its_sign() -> None:
+    """What is rectified for being shown is told apart from the map itself."""
+    for method in methods.METHODS.values():
+        assert not method.card.formula.startswith((r"M = \mathrm{ReLU}", r"M_{ij} = \mathrm{ReLU}")), method.card.id
+    assert methods.get("grad_cam").card.formula.endswith(r"\text{how much: }\mathrm{ReLU}(M)")
+
+
 @pytest.mark.parametrize("method", [m for m, method in methods.METHODS.items() if not method.card.signed])
 def test_an_unsigned_map_has_no_value_below_zero(method: str) -> None:
     target = ClassTarget(torch.tensor([3]), "probability")

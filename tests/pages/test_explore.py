@@ -749,6 +749,11 @@ def test_display_choices_never_call_the_model(visit: Visit, tiny: str) -> None:
     [
         ("guided_backprop", "signed, above zero for the class", "ReLU or ReLU6"),
         ("edge", "unsigned, how much a place counts", "any classifier"),
+        (
+            "grad_cam",
+            "signed, above zero for the class and below zero against it. “How much” under Display keeps what is above",
+            "a layer with a spatial map",
+        ),
     ],
 )
 def test_about_this_method_says_its_sign_and_what_it_needs(visit: Visit, method: str, sign: str, needs: str) -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import TargetLayer, known_layer, target_layer
 from salviz.methods.cam.channels import CHANNELS, strongest, weighted_sum
-from salviz.methods.cam.closed import shares_head
+from salviz.methods.cam.closed import RECTIFIED, shares_head
 from salviz.methods.cam.head import Head
 from salviz.methods.cam.pooled import has_pooled_head
 from salviz.methods.card import Attribution, MethodCard, one_pass, register
@@ -108,7 +108,7 @@ def _head_passes(classifier: Classifier, parameters: Mapping[str, Any]) -> float
         family="class activation maps",
         idea="Each channel of the last spatial layer is switched off in turn, and what the class score loses is the "
         "channel's weight. No gradient is used. Only the part after the layer runs again, from stored activations.",
-        formula=r"M = \mathrm{ReLU}\Big(\sum_k \big(f_c - f_c^{A^k=0}\big) A^k\Big)",
+        formula=r"M = \sum_k \big(f_c - f_c^{A^k=0}\big) A^k" + RECTIFIED,
         citation="Desai, Ramaswamy: Ablation-CAM. WACV 2020.",
         evidence="positive",
         scaling="minmax",

@@ -14,6 +14,9 @@ from salviz.methods.passes import LAYER, no_spatial_layer, shared_head
 from salviz.targets import Target
 from salviz.work import Work
 
+RECTIFIED = r",\quad \text{how much: }\mathrm{ReLU}(M)"
+"""End of a formula whose ReLU belongs to how much a place counts: maps themselves are kept with their sign."""
+
 
 def shares_head(parameters: Mapping[str, Any]) -> Mapping[Hashable, float]:
     """All maps of one layer come from one trunk pass and one gradient of the head."""
@@ -49,7 +52,7 @@ def _cam(
         title=title,
         family="class activation maps",
         idea=idea,
-        formula=formula,
+        formula=formula + RECTIFIED,
         citation=citation,
         evidence="positive",
         scaling="minmax",
@@ -109,8 +112,7 @@ _cam(
     "Grad-CAM",
     "The last spatial layer's channels, each weighted by how much the class score grows with it on average. "
     "Places that hold the weighted channels light up. The map is coarse: one value a cell of that layer.",
-    r"M = \mathrm{ReLU}\Big(\sum_k \Big(\frac{1}{Z}\sum_{ij}\frac{\partial f_c}{\partial A^k_{ij}}"
-    r"\Big) A^k\Big)",
+    r"M = \sum_k \Big(\frac{1}{Z}\sum_{ij}\frac{\partial f_c}{\partial A^k_{ij}}\Big) A^k",
     "Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra: Grad-CAM. ICCV 2017.",
     "Averaging the gradient loses where it was; several small objects may merge into one blob.",
     grad_cam_map,
@@ -120,10 +122,11 @@ _cam(
     "Grad-CAM++",
     "Like Grad-CAM, but every place has its own weight and only positive gradients count. It covers several "
     "objects of one class more evenly. It separates classes less.",
-    r"M = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big),\; w_k=\sum_{ij}\alpha^k_{ij}\,\mathrm{ReLU}\Big("
+    r"M = \sum_k w_k A^k,\; w_k=\sum_{ij}\alpha^k_{ij}\,\mathrm{ReLU}\Big("
     r"\frac{\partial f_c}{\partial A^k_{ij}}\Big)",
     "Chattopadhay, Sarkar, Howlader, Balasubramanian: Grad-CAM++. WACV 2018.",
-    "Close to the mean activation on modern nets, so it changes little with the class.",
+    "Close to the mean activation on modern nets, so it changes little with the class. After a ReLU nothing is below "
+    "zero: no place speaks against the class.",
     grad_cam_pp_map,
 )
 _cam(
@@ -131,10 +134,10 @@ _cam(
     "LayerCAM",
     "Each activation times its own positive gradient, summed over channels. Unlike Grad-CAM the weight is "
     "not averaged over places. It therefore also works on earlier, finer layers.",
-    r"M_{ij} = \mathrm{ReLU}\Big(\sum_k \mathrm{ReLU}\Big(\frac{\partial f_c}{\partial A^k_{ij}}\Big) "
-    r"A^k_{ij}\Big)",
+    r"M_{ij} = \sum_k \mathrm{ReLU}\Big(\frac{\partial f_c}{\partial A^k_{ij}}\Big) A^k_{ij}",
     "Jiang, Zhang, Hou, Cheng, Wei: LayerCAM. IEEE TIP 2021.",
-    "On early layers it follows textures and edges.",
+    "On early layers it follows textures and edges. After a ReLU nothing is below zero: no place speaks against the "
+    "class.",
     layer_cam_map,
 )
 _cam(
@@ -142,7 +145,7 @@ _cam(
     "HiResCAM",
     "Each activation times its own gradient, summed over channels; nothing is averaged. Where a linear layer follows, "
     "the map adds up to the score but for its bias. It cannot light up places the model did not use there.",
-    r"M_{ij} = \mathrm{ReLU}\Big(\sum_k \frac{\partial f_c}{\partial A^k_{ij}} A^k_{ij}\Big)",
+    r"M_{ij} = \sum_k \frac{\partial f_c}{\partial A^k_{ij}} A^k_{ij}",
     "Draelos, Carin: Use HiResCAM instead of Grad-CAM for Faithful Explanations of Convolutional Neural Networks. "
     "arXiv 2011.08891, 2020.",
     "Noisier than Grad-CAM where the head is deep, because single gradients are.",
@@ -153,8 +156,7 @@ _cam(
     "XGrad-CAM",
     "Like Grad-CAM, but a channel's gradient is averaged with its own activations as weights. That keeps the sum of "
     "the map close to the score. On nets that end in a global average it is Grad-CAM.",
-    r"M = \mathrm{ReLU}\Big(\sum_k \Big(\sum_{ij}\frac{A^k_{ij}}{\sum_{uv} A^k_{uv}}"
-    r"\frac{\partial f_c}{\partial A^k_{ij}}\Big) A^k\Big)",
+    r"M = \sum_k \Big(\sum_{ij}\frac{A^k_{ij}}{\sum_{uv} A^k_{uv}}\frac{\partial f_c}{\partial A^k_{ij}}\Big) A^k",
     "Fu, Hu, Dong, Guo, Gao, Li: Axiom-based Grad-CAM. BMVC 2020.",
     "Made for layers after a ReLU: where activations have both signs their sum can be near zero and the weight huge.",
     xgrad_cam_map,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import target_layer
-from salviz.methods.cam.closed import grad_cam_map, shares_head
+from salviz.methods.cam.closed import RECTIFIED, grad_cam_map, shares_head
 from salviz.methods.card import Attribution, MethodCard, Parameter, one_pass, register
 from salviz.methods.passes import LAYER, no_spatial_layer, shared_trunk
 from salviz.targets import ClassTarget, Target
@@ -47,8 +47,8 @@ def finer_score(logits: Tensor, target: ClassTarget, strength: float, references
         idea="Grad-CAM of the class score less a share of the mean score of the most similar classes. What all of them "
         "have in common cancels, and the details that tell them apart stay. With a named rival that one alone is the "
         "reference.",
-        formula=r"M = \mathrm{ReLU}\Big(\sum_k \Big(\frac{1}{Z}\sum_{ij}\frac{\partial}{\partial A^k_{ij}}"
-        r"\Big(f_c - \frac{\alpha}{T}\sum_{t=1}^{T} f_{d_t}\Big)\Big) A^k\Big)",
+        formula=r"M = \sum_k \Big(\frac{1}{Z}\sum_{ij}\frac{\partial}{\partial A^k_{ij}}"
+        r"\Big(f_c - \frac{\alpha}{T}\sum_{t=1}^{T} f_{d_t}\Big)\Big) A^k" + RECTIFIED,
         citation="Zhang, Gu, Chowdhury, Mai, Carlyn, Berger-Wolf, Su, Chao: Finer-CAM. CVPR 2025.",
         evidence="positive",
         scaling="minmax",

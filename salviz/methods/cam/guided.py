@@ -40,7 +40,7 @@ def _refusal(classifier: Classifier) -> str | None:
         family="class activation maps",
         idea="Guided backprop's fine lines, multiplied by Grad-CAM's coarse map. The lines show the texture, the map "
         "keeps those of the class. What is sharp in it knows little of the model.",
-        formula=r"M = \mathrm{Up}\big(M_{\text{Grad-CAM}}\big) \odot M_{\text{guided}}",
+        formula=r"M = \mathrm{Up}\big(\mathrm{ReLU}(M_{\text{Grad-CAM}})\big) \odot M_{\text{guided}}",
         citation="Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra: Grad-CAM. ICCV 2017.",
         evidence="magnitude",
         scaling="percentile",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.layers import target_layer
 from salviz.methods.cam.channels import CHANNELS, TYPICAL_CHANNELS, strongest, weighted_sum
-from salviz.methods.cam.closed import shares_head
+from salviz.methods.cam.closed import RECTIFIED, shares_head
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import LAYER, no_spatial_layer, shared_trunk
 from salviz.methods.sampling import alike
@@ -43,8 +43,7 @@ def _score_cam_passes(parameters: Mapping[str, Any], size: tuple[int, int]) -> f
         family="class activation maps",
         idea="The image is shown through every channel of the last spatial layer in turn, and the class score of each "
         "view decides the channel's weight. No gradient is used. It costs one pass a channel.",
-        formula=r"M = \mathrm{ReLU}\Big(\sum_k w_k A^k\Big),\; w = \mathrm{softmax}_k\, f_c\big(x \odot "
-        r"s(\mathrm{Up}(A^k))\big)",
+        formula=r"M = \sum_k w_k A^k,\; w = \mathrm{softmax}_k\, f_c\big(x \odot s(\mathrm{Up}(A^k))\big)" + RECTIFIED,
         citation="Wang, Wang, Du, Yang, Zhang, Ding, Mardziel, Hu: Score-CAM. CVPR workshops 2020.",
         evidence="positive",
         scaling="minmax",
