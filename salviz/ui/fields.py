@@ -122,6 +122,8 @@ def _some_of(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
         unknown = [part for part in chosen if part not in set(known())]
         if unknown:
             reason = f"there is no {' and no '.join(repr(part) for part in unknown[:3])}"
+            if len(unknown) > 3:
+                reason += f", and {len(unknown) - 3} more are unknown"
             raise PartlyError(reason, [part for part in chosen if part not in unknown])
         return chosen
 
@@ -205,12 +207,26 @@ LOOKS = (
 """What changes how things look alone, so that a notice about the pick stays."""
 
 
-def meant(key: str) -> str | None:
-    """The name that a link's unknown one was probably meant as; what hosts and advertisers add resembles none."""
-    known = {field.key for field in FIELDS}
-    if key in known or key.startswith((SETTING, "_")):
+_COMMAND_LINES = {
+    "augment": "aug", "changes": "twin", "colormap": "cmap", "data-range": "range", "opacity": "alpha",
+    "signed": "sign",
+}  # fmt: skip
+"""What the command line calls a thing that links have another name for."""
+
+
+def meant(key: str, page: str) -> str | None:
+    """The name that a link's unknown one was probably meant as; what hosts and advertisers add resembles none.
+
+    Args:
+        key: The unknown name.
+        page: The page that the link opens: what only others hold is not meant.
+    """
+    here = {field.key for field in FIELDS if field.page in ("", page)}
+    if key.startswith((SETTING, "_")) or any(field.key == key for field in FIELDS):
         return None
-    return next(iter(difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.7)), None)
+    alias = _COMMAND_LINES.get(key.lower().replace("_", "-"))
+    close = difflib.get_close_matches(key.lower(), here, n=1, cutoff=0.7)
+    return alias if alias in here else next(iter(close), None)
 
 
 def text(value: Any) -> str:

@@ -78,7 +78,7 @@ def adopt_url(page: str) -> None:
             left_out(field.key, str(error) if is_plain else "it must be a number", is_part=bool(rest))
             st.session_state[field.key] = rest or field.default
     for key in current:
-        known = meant(key)
+        known = meant(key, page)
         if known:
             left_out(key, f"perhaps “{known}” is meant")
     st.session_state["_settings"] = {
