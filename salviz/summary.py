@@ -12,6 +12,7 @@ from salviz.classifiers.registry import CARDS, is_available_offline
 from salviz.exploration import Exploration
 from salviz.images import Picture
 from salviz.methods import Method
+from salviz.methods.sampling import remark
 from salviz.overlay import format_probability
 from salviz.scores import describe, scores
 from salviz.support import Support, probe
@@ -48,8 +49,11 @@ def lines(exploration: Exploration, classifier: Classifier, picture: Picture) ->
     if exploration.completeness is not None:
         found.append(f"Completeness error {float(exploration.completeness[0]):.2g}")
     if exploration.standard_error is not None:
-        after = "" if exploration.samples is None else f", after {int(exploration.samples[0]):,} samples"
-        found.append(f"Standard error {float(exploration.standard_error[0]):.1%} of the map's spread{after}")
+        error, after = float(exploration.standard_error[0]), ""
+        if exploration.samples is not None:
+            said = remark(error, float(request.settings.get("tolerance", 0)))
+            after = f" after {int(exploration.samples[0]):,} samples{said and f', {said}'}"
+        found.append(f"Standard error {error:.1%} of the map's spread{after}")
     if len(predicted) == 1:
         return found
     kept = [index == predicted[0] for index in predicted[1:]]

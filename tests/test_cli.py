@@ -102,6 +102,16 @@ def test_without_a_folder_nothing_is_written(
     assert told.endswith("No label is known, so the clean prediction stands in for it.\n")
 
 
+def test_what_is_unsure_is_said_with_what_to_do(
+    small: Classifier, image: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampled = ["explain", image, "--method", "smoothgrad", "--set", "samples=4", "--augment", "none"]
+    assert main([*sampled, "--set", "tolerance=0.001"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"% of the map's spread after 4 samples, above the 0\.1 % asked for: allow more samples\n", told)
+    assert re.search(r"^Predicted    .+, [<>]?[01]\.\d\d$", told, re.MULTILINE)
+
+
 def test_options_reach_the_request(small: Classifier, image: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = manifest_of(
         capsys, image, "--method", "integrated_gradients", "--set", "steps=7", "--set", "baseline=black",

@@ -24,6 +24,25 @@ TOLERANCE = Parameter(
 """Setting of every sampling method."""
 
 
+def remark(error: float, tolerance: float) -> str:
+    """What to say of a map's standard error, as the end of a sentence about it; empty where it may be left alone.
+
+    Args:
+        error: As a share of the map's own spread (`Estimate.error`); NaN where one sample tells nothing of it.
+        tolerance: The share that was asked for; 0 for none.
+    """
+    said = []
+    if error > 1:
+        said.append("the map is mostly noise")
+    if 0 < tolerance < error:
+        # With nothing that could still be drawn it ends above what was asked for.
+        said.append(f"above the {float(f'{100 * tolerance:.2g}'):g} % asked for")
+    if not said:
+        return ""
+    more = "allow more samples"
+    return f"{', '.join(said)}: {more if tolerance else f'{more}, and a tolerance to stop once they are enough'}"
+
+
 class Estimate:
     """Mean and variance of a stream of samples, every image with its own count (Welford's recurrence).
 

@@ -241,14 +241,15 @@ def completeness(exploration: Any) -> str:
 
 def standard_error(exploration: Any) -> str:
     """How unsure a clean map of a sampling method is, how many samples it took, and whether that was enough."""
+    from salviz.methods.sampling import remark
+
     error = float(exploration.standard_error[0])
     told = f"standard error {share(error)} of its spread"
     if exploration.samples is None:
         return told
     told += f" after {counted(int(exploration.samples[0]), 'sample', 'samples')}"
-    tolerance = float(exploration.request.settings.get("tolerance", 0))
-    # With nothing that could still be drawn it ends above what was asked for.
-    return f"{told}, above the {share(tolerance)} asked for: allow more samples" if 0 < tolerance < error else told
+    said = remark(error, float(exploration.request.settings.get("tolerance", 0)))
+    return f"{told}, {said}" if said else told
 
 
 def flatness(exploration: Any) -> list[str]:

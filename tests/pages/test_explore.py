@@ -966,3 +966,24 @@ def test_a_tolerance_that_was_not_reached_is_told(visit: Visit, monkeypatch: pyt
     monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
     facts = facts_of(visit(method="smoothgrad", aug="flip_lr", **{"set.samples": "8", "set.tolerance": "0.01"}))
     assert "of its spread after 8 samples, above the 1 % asked for: allow more samples" in facts
+
+
+@pytest.mark.parametrize(
+    ("error", "tolerance", "told"),
+    [
+        (
+            1.42,
+            0,
+            ", the map is mostly noise: allow more samples, and a tolerance to stop once they are enough",
+        ),
+        (1.42, 0.1, ", the map is mostly noise, above the 10 % asked for: allow more samples"),
+        (0.3, 0.1, ", above the 10 % asked for: allow more samples"),
+        (0.99, 0, ""),
+        (0.09, 0.1, ""),
+        (float("nan"), 0, ""),
+    ],
+)
+def test_a_map_that_is_mostly_noise_is_told_as_such_with_what_to_do(error: float, tolerance: float, told: str) -> None:
+    request = SimpleNamespace(settings={"tolerance": tolerance})
+    said = panels.standard_error(SimpleNamespace(standard_error=[error], samples=[8], request=request))
+    assert said == f"standard error {panels.share(error)} of its spread after 8 samples{told}"
