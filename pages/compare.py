@@ -9,7 +9,7 @@ panels.problems([*pick.problems, *chosen.problems])
 view = compare.look(chosen, pick)
 compare.status(view)
 if view.comparison is None:
-    compare.empty()
+    compare.empty(view)
 else:
     compare.grid(view)
     compare.agreement(view)

@@ -119,8 +119,10 @@ def _offer(view: View, slot: str, followed: follow.Followed) -> None:
     follow.offer(slot, followed, waiting=cost, name="The comparison")
 
 
-def empty() -> None:
-    """The layout before there is anything to show."""
+def empty(view: View) -> None:
+    """The layout while the first rows are on their way."""
+    if not any(followed is not None and followed.state == "running" for followed in (view.cheap, view.every)):
+        return
     for _ in range(3):
         for column in st.columns([1, 1, 1.4]):
             with column:

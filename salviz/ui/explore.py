@@ -163,15 +163,15 @@ def _facts(shown: Shown | None) -> None:
 
 
 def empty(view: View) -> None:
-    """The layout before there is a map, around the photograph; nothing where no map is on its way."""
-    if view.lacks_model:
-        return
-    message = "Computing the first map …" if view.is_running else ""
+    """The photograph before there is a map, and the layout around it while a map is on its way."""
     picture = view.pick.picture
-    if picture is None:
-        panels.skeletons(message)
+    if view.lacks_model or picture is None:
+        return
+    photograph = drawn.photograph(picture.digest, picture)
+    if view.is_running:
+        panels.skeletons("Computing the first map …", photograph=photograph, alt=picture.described)
     else:
-        panels.skeletons(message, photograph=drawn.photograph(picture.digest, picture), alt=picture.described)
+        panels.photograph(photograph, picture.described)
 
 
 def _use_default() -> None:
@@ -206,7 +206,7 @@ def _pictures(shown: Shown, choices: Display) -> None:
     )
     photo = shown.picture.described
     what = f"{shown.card.title} map for {shown.explained}"
-    columns = st.columns([1, 1, 1, 1.1])
+    columns = st.columns(panels.PICTURES)
     for column, content, caption, alt in (
         (columns[0], photograph, "Photograph", photo),
         (columns[1], map_, "Map", what),

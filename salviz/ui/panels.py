@@ -14,6 +14,20 @@ from salviz.flatness import is_flat
 from salviz.overlay import decimals, format_value
 from salviz.ui import state
 
+PICTURES = (1, 1, 1, 1.1)
+"""Widths of the photograph, the map, the overlay and the classes, side by side."""
+
+
+def photograph(source: str, alt: str) -> None:
+    """The photograph alone, where it will stand beside its map.
+
+    Args:
+        source: Its address.
+        alt: What it shows.
+    """
+    with st.columns(PICTURES)[0]:
+        st.image(source, caption="Photograph", width="stretch", alt=alt)
+
 
 def skeletons(message: str, *, photograph: str = "", alt: str = "") -> None:
     """The page's layout before there is anything to show.
@@ -24,7 +38,7 @@ def skeletons(message: str, *, photograph: str = "", alt: str = "") -> None:
         alt: What it shows.
     """
     st.caption(message)
-    for place, column in enumerate(st.columns([1, 1, 1, 1.1])):
+    for place, column in enumerate(st.columns(PICTURES)):
         with column:
             if place == 0 and photograph:
                 st.image(photograph, caption="Photograph", width="stretch", alt=alt)

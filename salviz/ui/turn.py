@@ -68,6 +68,8 @@ def turn(shown: Shown) -> None:
         follow.progress(_SLOT, followed, shown.card.title)
     exploration = followed.result
     if exploration is None or len(exploration.raw) < 2:
+        if followed.state != "running":
+            return
         for column in st.columns([1, 1, 1.6]):
             with column:
                 st.skeleton(260)

@@ -178,6 +178,8 @@ def test_compute_computes(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None
     assert not app.exception
     assert "Overlay" not in pictures_of(app)
     assert "Grad-CAM will take about 1 s" in markdown_of(app)
+    assert "Photograph" in pictures_of(app)
+    assert not app.get("skeleton"), "nothing is on its way"
     app.button(key="compute").click().run()
     assert works(app)
     assert app.title[0].value == "Cat · Tiny · Grad-CAM"
@@ -207,6 +209,13 @@ def test_what_is_refused_is_not_offered_again(visit: Visit, raising: dict[str, A
     assert works(app)
     assert "It is undefined there." in markdown_of(app)
     assert all(button.key != "compute" for button in app.button)
+
+
+def test_a_link_to_what_is_refused_shows_the_photograph_and_awaits_nothing(visit: Visit, tiny_vit: str) -> None:
+    app = visit(model=tiny_vit, method="guided_backprop")
+    assert "ReLU" in markdown_of(app)
+    assert "Photograph" in pictures_of(app)
+    assert not app.get("skeleton")
 
 
 def test_a_fault_inside_is_told_without_its_words(
