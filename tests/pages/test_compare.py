@@ -24,7 +24,7 @@ from salviz.methods import METHODS
 from salviz.overlay import format_value
 from salviz.request import request_for
 from salviz.ui import compare as page
-from salviz.ui import follow, panels, rows, session
+from salviz.ui import fields, follow, panels, rows, session
 from tests.models import toy
 from tests.pages.conftest import ROOT, TIMEOUT, pixels
 
@@ -374,6 +374,28 @@ def test_every_unknown_part_is_named_and_a_name_that_was_mistyped(compare: Open)
     assert said.count("left out") == 2
 
 
+def test_of_many_unknown_names_the_rest_is_counted(compare: Open) -> None:
+    app = compare(methods="edge,a,b,c,d,e")
+    assert "was left out: there is no 'a' and no 'b' and no 'c', and 2 more are unknown." in texts(app)
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "hint"),
+    [
+        ("changes", "explore", "twin"),
+        ("changes", "batch", "change"),
+        ("changes", "compare", None),
+        ("data_range", "explore", "range"),
+        ("colormap", "sanity", "cmap"),
+        ("shwon", "sanity", "shown"),
+        ("shwon", "explore", None),
+        ("shown", "explore", None),
+    ],
+)
+def test_a_hint_names_what_the_page_holds(name: str, page: str, hint: str | None) -> None:
+    assert fields.meant(name, page) == hint
+
+
 def test_the_pick_goes_along_from_page_to_page(compare: Open) -> None:
     app = compare(methods="edge", image="sample:espresso")
     app.query_params.clear()
@@ -394,7 +416,7 @@ def test_what_works_on_the_model_is_told_when_opened(compare: Open, tiny_vit: st
     (table,) = [element.value for element in app.markdown if "| Works |" in element.value]
     rows = {line.split("|")[1].strip(): line for line in table.splitlines()[2:]}
     assert len(rows) == len(METHODS)
-    assert ":material/check: yes" in rows["Grad-CAM"]
+    assert ":material/check:\N{NO-BREAK SPACE}yes" in rows["Grad-CAM"]
     assert "blocks.5.norm1" in rows["Grad-CAM"] or "norm1" in rows["Grad-CAM"]
     assert "refused" in rows["Guided backprop"]
     assert "fails" not in table.replace("Known failures", "")
