@@ -15,7 +15,8 @@ from salviz.methods import Method
 from salviz.methods.sampling import remark
 from salviz.overlay import format_probability
 from salviz.scores import describe, scores
-from salviz.support import Support, probe
+from salviz.support import Support, probe, tries
+from salviz.work import Progress, silent
 
 
 def lines(exploration: Exploration, classifier: Classifier, picture: Picture) -> list[str]:
@@ -93,17 +94,18 @@ def classifier_lines() -> Iterator[str]:
     yield "Other ids: timm:NAME, torchvision:NAME, hf-hub:ORGANISATION/NAME, FILE.safetensors@timm:NAME"
 
 
-def method_dicts(classifier: Classifier | None) -> list[dict[str, Any]]:
+def method_dicts(classifier: Classifier | None, *, progress: Progress = silent) -> list[dict[str, Any]]:
     """The methods' cards in plain types.
 
     Args:
         classifier: Adds whether each method can explain it, and if not, why; every method is tried on it.
+        progress: Called with (methods done, methods) while they are tried.
 
     Returns:
         One dictionary a method; `passes` holds for default settings and the classifier, or 224 x 224
         pixels; `needs` is empty where the method explains any classifier.
     """
-    tried = {} if classifier is None else {row.method: row for row in probe(classifier).rows}
+    tried = {} if classifier is None else {row.method: row for row in probe(classifier, progress=progress).rows}
     return [_method_dict(method, classifier, tried.get(name)) for name, method in methods.METHODS.items()]
 
 
@@ -132,12 +134,14 @@ def method_lines(classifier: Classifier | None) -> Iterator[str]:
     """The methods as a table.
 
     Args:
-        classifier: Adds whether each method can explain it, and if not, why.
+        classifier: Adds whether each method can explain it, and if not, why: every method is tried on it, and its line
+            comes as soon as it was.
     """
     if classifier is None:
         cards = [method.card for method in methods.METHODS.values()]
         settings = [
-            " ".join(f"{parameter.name}={parameter.default}" for parameter in card.parameters) for card in cards
+            ", ".join(f"{parameter.name}={parameter.unset or parameter.default}" for parameter in card.parameters)
+            for card in cards
         ]
         rows = [
             (card.id, card.title, card.family, card.sign, card.requirement, text)
@@ -145,9 +149,12 @@ def method_lines(classifier: Classifier | None) -> Iterator[str]:
         ]
         yield from _table(("id", "title", "family", "map", "needs", "settings"), rows)
         return
-    found = [(methods.get(row.method).card, row) for row in probe(classifier).rows]
-    tried = [(card.id, card.title, card.family, _outcome(row)) for card, row in found]
-    yield from _table(("id", "title", "family", f"explains {classifier.title}"), tried)
+    every = [method.card for method in methods.METHODS.values()]
+    known = [("id", "title", "family"), *((card.id, card.title, card.family) for card in every)]
+    widths = _widths(known)
+    yield _line((*known[0], f"explains {classifier.title}"), widths)
+    for cells, row in zip(known[1:], tries(classifier), strict=True):
+        yield _line((*cells, _outcome(row)), widths)
 
 
 def _outcome(row: Support) -> str:
@@ -159,6 +166,16 @@ def _outcome(row: Support) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Left-aligned columns; the last one is not padded."""
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    widths = _widths([heads, *rows])
     for row in (heads, *rows):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield _line(row, widths)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """A row of a table; what comes after the columns whose width is known is not padded."""
+    padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+    return "  ".join([*padded, *row[len(widths) :]]).rstrip()

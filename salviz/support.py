@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,20 +73,30 @@ def cheapest(card: MethodCard, classifier: Classifier) -> dict[str, Value]:
     return chosen
 
 
+def tries(classifier: Classifier) -> Iterator[Support]:
+    """Try every method on one picture of noise, with the cheapest settings: each row as soon as it is found.
+
+    Args:
+        classifier: What is to be explained.
+    """
+    size = classifier.preprocessing.input_size
+    noise = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x = classifier.preprocessing.normalise(noise.to(classifier.device))
+    for name, method in methods.METHODS.items():
+        yield _try(classifier, x, name, cheapest(method.card, classifier))
+
+
 def probe(classifier: Classifier, *, progress: Progress = silent) -> SupportTable:
-    """Try every method on one picture of noise, with the cheapest settings.
+    """All of `tries`.
 
     Args:
         classifier: What is to be explained.
         progress: Called with (methods done, methods); may raise `Cancelled`.
     """
-    size = classifier.preprocessing.input_size
-    noise = torch.randint(0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    x = classifier.preprocessing.normalise(noise.to(classifier.device))
     rows = []
-    for done, (name, method) in enumerate(methods.METHODS.items(), start=1):
-        rows.append(_try(classifier, x, name, cheapest(method.card, classifier)))
-        progress(done, len(methods.METHODS))
+    for row in tries(classifier):
+        rows.append(row)
+        progress(len(rows), len(methods.METHODS))
     return SupportTable(tuple(rows))
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from salviz import __version__, export, load, methods
+from salviz import __version__, export, load, methods, summary, support
 from salviz.classifiers import CARDS, loading
 from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.labels import Labels
@@ -353,6 +353,9 @@ def test_methods_are_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     words = {line.split("  ")[0]: [word.strip() for word in line.split("  ") if word.strip()] for line in lines[1:]}
     assert words["guided_backprop"][2:] == ["gradients", "signed", "ReLU or ReLU6"]
     assert words["vargrad"][3:5] == ["unsigned", "any classifier"]
+    assert words["grad_cam"][-1] == "layer=chosen by rule"
+    assert words["score_cam"][-1] == "layer=chosen by rule, channels=all"
+    assert not [line for line in lines if line.endswith("=") or "= " in line or "=," in line]
     assert [line.split()[0] for line in lines[1:]] == list(methods.METHODS)
 
 
@@ -369,6 +372,13 @@ def test_methods_say_whether_they_can_explain_a_model(
     assert told["grad_cam"]["explains_model"] is False
     assert "no layer with a spatial map" in told["grad_cam"]["refusal"]
     assert "ReLU nets only" in told["guided_backprop"]["refusal"]
+    tried = []
+    monkeypatch.setattr(support, "_try", lambda *given, plain=support._try: (tried.append(given[2]), plain(*given))[1])
+    lines = summary.method_lines(flat)
+    assert next(lines).endswith("explains flat")
+    assert not tried
+    assert next(lines).startswith("full_grad ")
+    assert tried == ["full_grad"], "a method's line does not wait for the next"
     assert main(["methods", "--model", "flat"]) == 0
     table = capsys.readouterr().out
     assert "explains flat" in table

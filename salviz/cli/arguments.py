@@ -143,9 +143,9 @@ def print_json(content: Any) -> None:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they come."""
+    """Print lines as they come, each at once: the next may take a while."""
     for line in lines:
-        print(line)
+        print(line, flush=True)
 
 
 def whole(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from salviz.cli.arguments import print_json, print_lines
+from salviz.cli.arguments import Counter, print_json, print_lines
 
 
 def add(commands: Any) -> None:
@@ -38,6 +38,8 @@ def _methods(options: argparse.Namespace) -> None:
 
     classifier = None if options.model is None else load(options.model)
     if options.json:
-        print_json(summary.method_dicts(classifier))
+        with Counter("Trying methods:") as counter:
+            cards = summary.method_dicts(classifier, progress=counter.show)
+        print_json(cards)
     else:
         print_lines(summary.method_lines(classifier))

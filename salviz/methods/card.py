@@ -41,6 +41,7 @@ class Parameter:
         high: Largest allowed number.
         choices: Allowed values where the parameter is not a number.
         step: Step of a slider.
+        unset: What a default means that is no value of its own, such as an empty name or a zero for all, in words.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Parameter:
     high: float | None = None
     choices: tuple[str, ...] = ()
     step: float | None = None
+    unset: str = ""
 
     def check(self, value: Any) -> Value:
         """The value in the default's type; of a number or a switch its text will do.

@@ -41,7 +41,7 @@ NOISE = Parameter(
 GRADIENT = "gradient"
 """What methods share that need the score's gradient at the images."""
 
-LAYER = Parameter("layer", "", "Layer to attach to; empty for the one the rule finds.")
+LAYER = Parameter("layer", "", "Layer to attach to; empty for the one the rule finds.", unset="chosen by rule")
 
 
 def score_gradient(classifier: Classifier, x: Tensor, target: Target) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,9 @@ def _widget(parameter: Any, key: str) -> Any:
             format_func=lambda text: text.replace("_", " "),
         )
     if isinstance(parameter.default, str):
-        return st.text_input(label, key=key, help=parameter.meaning, placeholder="by rule", persist_state="session")
+        return st.text_input(
+            label, key=key, help=parameter.meaning, placeholder=parameter.unset, persist_state="session"
+        )
     kind = type(parameter.default)
     if kind is bool:
         return st.toggle(label, key=key, help=parameter.meaning, persist_state="session")

@@ -120,7 +120,15 @@ def _needs_block_tokens(classifier: Classifier) -> str | None:
         signed=False,
         passes=two_passes,
         parameters=(
-            Parameter("blocks", 0, "Number of last blocks that are averaged; 0 takes all.", low=0, high=200, step=1),
+            Parameter(
+                "blocks",
+                0,
+                "Number of last blocks that are averaged; 0 takes all.",
+                low=0,
+                high=200,
+                step=1,
+                unset="all",
+            ),
         ),
         explains_predicted=True,
         failures="The head was never trained on the tokens of early blocks; what they say of a class may be noise.",

@@ -14,6 +14,7 @@ CHANNELS = Parameter(
     low=0,
     high=8192,
     step=1,
+    unset="all",
 )
 """An approximation that costs what one is ready to pay; all channels are the method itself."""
 

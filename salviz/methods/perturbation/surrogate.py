@@ -113,6 +113,7 @@ def draw_shapley(found: Superpixels, samples: int, generators: Sequence[torch.Ge
                 low=0,
                 high=1000,
                 step=1,
+                unset="all",
             ),
             TOLERANCE,
         ),
