@@ -141,6 +141,9 @@ def test_branches_are_drawn_to_the_rows_they_join(flat: bool) -> None:
     names = ["FLAT", *"ABCD"] if flat else [*"ABCD"]
     tree = Agreement(values, values).tree()
     figure = agreement(names, values.tolist(), tree, measure="spearman", theme="light")
+    root, (left, right) = max(tree.linkage[:, 2]), figure.layout.xaxis.range
+    assert -1.1 * root < left < -1.03 * root, "room for the width of the root's line, and no more"
+    assert right == 0
     *branches, cells = figure.data
     assert [list(line.y) for line in branches] == [[(x - 5) / 10 for x in one] for one in scipys["icoord"]]
     assert [list(line.x) for line in branches] == [[-height for height in one] for one in scipys["dcoord"]]

@@ -264,7 +264,9 @@ def agreement(
     figure.update_layout(margin={"l": 0, "r": 0, "t": MATRIX_TOP, "b": 8})
     ends = len(names) - 0.5
     axis = {"tickvals": places, "showgrid": False, "fixedrange": True, "ticks": "", "zeroline": False}
-    figure.update_xaxes(visible=False, fixedrange=True, row=1, col=1)
+    # Wider than the tree: the line of its root has a width too.
+    root = max((max(heights) for _, heights in (() if tree is None else tree.branches)), default=0.0) or 1.0
+    figure.update_xaxes(visible=False, fixedrange=True, range=[-1.04 * root, 0], row=1, col=1)
     figure.update_yaxes(**axis, range=[ends, -0.5], showticklabels=False)
     numbers = [str(place + 1) for place in places]
     figure.update_xaxes(**axis, range=[-0.5, ends], ticktext=numbers, tickangle=0, side="top", row=1, col=2)

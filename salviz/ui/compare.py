@@ -139,7 +139,14 @@ def grid(view: View) -> None:
         st.rerun()
     shown = comparison.rows
     with st.container(horizontal=True, vertical_alignment="center"):
-        display.controls(None, scale="Scale of the rows", shared="One for all", apart=_APART.get(view.chosen.kind, ""))
+        display.controls(
+            None,
+            scale="Scale of the rows",
+            shared="One for all",
+            apart=_APART.get(view.chosen.kind, ""),
+            # The map beside the overlay is there to show them as computed.
+            cells="Cells of the overlay",
+        )
         limits = common_scale(view.chosen.kind, shown)
         st.caption(f"{scale_in_force(view.chosen.kind, limits)} Click a map to open it in Explore.", width="stretch")
     for place, row in enumerate(shown):
@@ -183,6 +190,8 @@ def _row(view: View, limits: tuple[float, float] | None, place: int, row: Explor
     title = _title(view, row)
     picture = view.pick.picture
     assert picture is not None  # noqa: S101 - something was compared
+    low, high = _limits(row, limits, choices)
+    bar = clickable.Scale(drawn.scale(choices.colormap_id, low, high), format_value(low), format_value(high))
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"row.{place}"):
         # Side by side in the narrowest window too; the text goes below them there.
         with st.container(horizontal=True, wrap=False, gap="small", width=2 * _MAP_WIDTH):
@@ -196,18 +205,22 @@ def _row(view: View, limits: tuple[float, float] | None, place: int, row: Explor
                         title="Open in Explore",
                         key=f"open.{part}.{row.request.digest}",
                         on_press=partial(_open, row.request),
+                        scale=bar if part == "map" else None,
                     )
-        st.markdown(_text(view, place, row, limits, choices, title), width=320)
+        st.markdown(_text(view, place, row, (low, high), title), width=320)
 
 
-def _text(
-    view: View, place: int, row: Exploration, limits: tuple[float, float] | None, choices: Display, title: str
-) -> str:
+def _limits(row: Exploration, limits: tuple[float, float] | None, choices: Display) -> tuple[float, float]:
+    """The range a row is drawn in: that of all rows, or its own."""
     from salviz import render
 
+    return render.clean_limits(row, choices) if limits is None else limits
+
+
+def _text(view: View, place: int, row: Exploration, limits: tuple[float, float], title: str) -> str:
     comparison = view.comparison
     assert comparison is not None  # noqa: S101 - the page asked
-    low, high = render.clean_limits(row, choices) if limits is None else limits
+    low, high = limits
     probability = float(row.probabilities[0, int(row.classes[0])])
     lines = [f"**{title}**"]
     if view.chosen.kind != "classes":

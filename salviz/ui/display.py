@@ -45,6 +45,7 @@ def controls(
     scale: str = "Scale of the variants",
     shared: str = "The clean map's",
     apart: str = "",
+    cells: str = "Cells",
 ) -> None:
     """The popover with all display choices.
 
@@ -53,6 +54,7 @@ def controls(
         scale: Label of the choice between each map's own scale and one for all.
         shared: Title of the one for all.
         apart: Why each map has its own; the choice is left out where this is given.
+        cells: Label of the choice between interpolated maps and the method's own cells.
     """
     with st.popover("Display", icon=":material/tune:"):
         st.slider("Opacity of the map", 0.0, 1.0, step=0.05, key="alpha", persist_state="session")
@@ -75,4 +77,4 @@ def controls(
             st.caption(apart)
         else:
             panels.choice(scale, {"map": "Each its own", "shared": shared}, "scale")
-        panels.choice("Cells", {"smooth": "Interpolated", "cells": "As computed"}, "cells")
+        panels.choice(cells, {"smooth": "Interpolated", "cells": "As computed"}, "cells")

@@ -20,6 +20,7 @@ from salviz.classifiers.registry import SHIPPED
 from salviz.classifiers.speed import Speed
 from salviz.classifiers.store import Loaded
 from salviz.images.gallery import open_sample
+from salviz.colormaps import lookup
 from salviz.methods import METHODS
 from salviz.overlay import format_value
 from salviz.request import request_for
@@ -350,6 +351,19 @@ def test_cancel_keeps_what_was_there(compare: Open, monkeypatch: pytest.MonkeyPa
     assert job.finished.wait(60)
     assert row_titles(app) == ["Grad-CAM"]
     assert "was stopped" in texts(app)
+
+
+def test_every_map_has_its_scale_below_it(compare: Open) -> None:
+    app = compare(methods="gradient,edge")
+    found = [json.loads(element.proto.json) for element in app.main.get("bidi_component")]
+    bars = {data["alt"]: data["scale"] for data in found if "alt" in data}
+    assert bars["Gradient: overlay"] is None
+    for text in row_texts(app):
+        bar = bars[f"{text.split('**')[1]}: map"]
+        assert f"scale {bar['low']} to {bar['high']}" in text
+        np.testing.assert_array_equal(pixels(bar["source"])[0], lookup("inferno"))
+    # The map beside the overlay shows them as computed whatever is chosen.
+    assert any(control.label == "Cells of the overlay" for control in app.get("button_group"))
 
 
 def test_bad_parts_of_a_link_are_left_out(compare: Open) -> None:
