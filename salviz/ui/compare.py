@@ -360,12 +360,8 @@ def _support_table(table: Any) -> None:
 
     lines = ["| Method | Works | Map, or why not |", "|---|---|---|"]
     for row in table.rows:
-        # An unbreakable space: the column is no wider than its heading wants, and the mark would stand alone.
-        mark = (
-            ":material/check:\N{NO-BREAK SPACE}yes"
-            if row.state == "works"
-            else (f":material/close:\N{NO-BREAK SPACE}{row.state}")
-        )
+        # Letters with an unbreakable space: a line may break beside an icon, and the mark would stand alone.
+        mark = "✓\N{NO-BREAK SPACE}yes" if row.state == "works" else f"✕\N{NO-BREAK SPACE}{row.state}"
         where = f" at `{row.layer}`" if row.layer else ""
         told = row.reason if row.grid is None else f"{row.grid[1]} × {row.grid[0]} cells{where}"
         lines.append(f"| {METHODS[row.method].card.title} | {mark} | {panels.plain(told) if row.reason else told} |")
