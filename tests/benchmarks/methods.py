@@ -40,7 +40,9 @@ MASK_PASSES = 40
 """The same for what begins with work of its own and goes on for hundreds of passes: optimised masks, and XRAI, which
 cuts each picture into regions first."""
 SHORT = 9
-"""Repetitions at the most of what takes less than a second: its single times differ by a tenth and more."""
+"""Repetitions at the most of what is quick: its single times differ by a tenth and more."""
+LONG = 10.0
+"""Seconds that are spent on a method at least."""
 BOUND = 1.15
 CLOSED_CAMS = ("cam", "grad_cam", "grad_cam_pp", "hires_cam", "xgrad_cam", "layer_cam", "eigen_cam", "finer_cam")
 
@@ -150,7 +152,7 @@ def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
         started = time.perf_counter()
         with Counter(classifier.runtime) as counter:
             run()
-        rounds = max(repeat, min(SHORT, int(2 / (time.perf_counter() - started))))
+        rounds = max(repeat, min(SHORT, int(LONG / (time.perf_counter() - started))))
         seconds = measure({"forward": forward, "both": differentiated, "method": run}, rounds)
         ratios, model = [], []
         for plain, both, spent in zip(seconds["forward"], seconds["both"], seconds["method"], strict=True):
@@ -424,7 +426,7 @@ def main() -> None:
             "",
         ]
         _say(started, classifier.title)
-    how = f"{conditions(options.repeat)}, of what takes less than a second up to {SHORT}"
+    how = f"{conditions(options.repeat)}, of what is quick up to {SHORT}"
     lines.append(f"{how}; the whole in {time.perf_counter() - started:.0f} s.")
     text = "\n".join(lines)
     print(text)

@@ -19,8 +19,8 @@ from streamlit.testing.v1 import AppTest
 from salviz.classifiers.registry import SHIPPED
 from salviz.classifiers.speed import Speed
 from salviz.classifiers.store import Loaded
-from salviz.images.gallery import open_sample
 from salviz.colormaps import lookup
+from salviz.images.gallery import open_sample
 from salviz.methods import METHODS
 from salviz.overlay import format_value
 from salviz.request import request_for
