@@ -18,6 +18,7 @@ Array = NDArray[Any]
 
 _ZERO: Any = np.float32(0)
 _ONE: Any = np.float32(1)
+_INFINITE: Any = np.float32(np.inf)
 _NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
 
 
@@ -222,6 +223,82 @@ def norms_back(gradient: Array, both: Array, out0: Array, scales: Array, back: A
             mean = (scales[n, p] * total + handed * shares) / np.float32(length)
             for c in range(length):
                 left[c] = given[c] * scales[n, p] + held[c] * handed - mean
+
+
+@_compile
+def _of_rank(order: Array, coarse: Array, fine: Array, rank: int) -> np.int32:
+    """The number of `order` that has a rank, from 0; `coarse` counts numbers by their upper bits, `fine` is room."""
+    upper, before = 0, 0
+    while before + coarse[upper] <= rank:
+        before += coarse[upper]
+        upper += 1
+    fine[:] = 0
+    for f in range(len(order)):
+        if order[f] >> 15 == upper:
+            fine[order[f] & 0x7FFF] += 1
+    lower = 0
+    while before + fine[lower] <= rank:
+        before += fine[lower]
+        lower += 1
+    return np.int32((upper << 15) + lower)
+
+
+@_compile
+def advance(
+    share: Array,
+    length: Array,
+    totals: Array,
+    gradient: Array,
+    low: np.float32,
+    high: np.float32,
+    middle: np.float32,
+    arrived: np.float32,
+    group: int,
+    grown: Array,
+) -> None:
+    """See `kernels.advance`; `(N, F)`, and `totals` `(N,)`."""
+    images, features = share.shape
+    way, order = np.empty(features, np.float32), np.empty(features, np.int32)
+    coarse, fine = np.empty(2**16, np.int64), np.empty(2**15, np.int64)
+    for n in range(images):
+        at, path, slope, grew = share[n], length[n], gradient[n], grown[n]
+        left = _ZERO
+        for f in range(features):
+            here = at[f] if at[f] > low else low
+            room = high - here
+            room = room if room > _ZERO else _ZERO
+            way[f] = room * path[f]
+            left += way[f]
+            # Features at the top of the band, and those without a way to go, are in no group.
+            size = np.float32(abs(slope[f]))
+            size = _INFINITE if room <= arrived or path[f] == _ZERO else size
+            order[f] = np.float32(size).view(np.int32)
+        left = max(left - (high - middle) * totals[n], _ZERO)
+        coarse[:] = 0
+        for f in range(features):
+            coarse[order[f] >> 15] += 1
+        whole, partly, part, gone, start = np.int32(-1), np.int32(-1), _ZERO, _ZERO, 0
+        while start < features and partly < 0:
+            threshold = _of_rank(order, coarse, fine, min(start + group, features) - 1)
+            # Equal gradients go together, so a group can be larger than asked for and the next one starts later.
+            start, reach = 0, _ZERO
+            for f in range(features):
+                start += order[f] <= threshold
+                reach += way[f] if order[f] <= threshold else _ZERO
+            if reach <= left:
+                whole = threshold
+            else:
+                partly, part = threshold, (left - gone) / (reach - gone)
+            gone = reach
+        for f in range(features):
+            here = at[f] if at[f] > low else low
+            room = high - here
+            room = room if room > _ZERO else _ZERO
+            move = part if order[f] <= partly else _ZERO
+            move = _ONE if order[f] <= whole else move
+            here += room * move
+            grew[f] = here - at[f]
+            at[f] = here
 
 
 @_compile

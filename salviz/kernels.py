@@ -184,6 +184,48 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> T
     return torch.from_numpy(back).view(gradient.shape)
 
 
+def advance(
+    share: Tensor,
+    length: Tensor,
+    totals: Tensor,
+    gradient: Tensor,
+    band: tuple[float, float, float],
+    *,
+    arrived: float,
+    group: int,
+) -> Tensor | None:
+    """A step of guided integrated gradients (see `methods.paths.guided.GuidedPath`), or None where PyTorch takes it.
+
+    Numbers that are never negative have the order of their bits, so the ones with a rank are found by counting.
+
+    Args:
+        share: `(N, F)` where each feature is; overwritten.
+        length: `(N, F)` of its way.
+        totals: `(N, 1)` of all ways.
+        gradient: `(N, F)` at the present place.
+        band: Its lower end, its upper end and the straight path between them.
+        arrived: A feature so near to the top of its band is there.
+        group: Features that move together, at the least.
+
+    Returns:
+        `(N, F)` how much `share` grew.
+    """
+    given = (share, length, totals, gradient)
+    if any(part.device.type != "cpu" or part.dtype != torch.float32 or not part.is_contiguous() for part in given):
+        return None
+    if torch.get_num_threads() > _FEW or not share.numel():
+        return None
+    from salviz import compiled
+
+    grown = torch.empty_like(share)
+    low, high, middle = (np.float32(end) for end in band)
+    compiled.advance(
+        share.numpy(), length.numpy(), totals.view(-1).numpy(), gradient.numpy(), low, high, middle,
+        np.float32(arrived), group, grown.numpy(),
+    )  # fmt: skip
+    return grown
+
+
 def clip_shares(value: Tensor, whole: Tensor, cap: float, stabiliser: float) -> bool:
     """A clamp from 0 to a cap in place, and the share that what is left has in a whole.
 

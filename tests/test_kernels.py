@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from salviz import compiled, engine, kernels
+from salviz.methods.paths.guided import GuidedPath
 from tests.models import classifier_of
 
 SHAPES = [(3, 16, 5, 7), (1, 5, 9, 1), (2, 1, 4, 4), (2, 37, 1, 1), (4, 8, 3, 2)]
@@ -198,6 +199,26 @@ class Small(nn.Module):
         x = self.cap(self.first(3 * x))
         x = x + self.relu(self.wide(self.narrow(self.cap(self.deep(x)))))
         return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.25, 1.0])
+@pytest.mark.parametrize("features", [1, 5, 5000])
+def test_guided_paths_are_those_of_other_operators(
+    features: int, fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = torch.rand(3, features, generator=torch.Generator().manual_seed(24))
+    length[:, ::5] = 0
+    tables = torch.randn(6, 3, features, generator=torch.Generator().manual_seed(25)) * 1e-3
+    tables[:, :, : features // 3] = tables[:, :, : features // 3].round(decimals=3)
+
+    def shares() -> list[Tensor]:
+        path = GuidedPath(length, steps=6, fraction=fraction, max_dist=0.1)
+        return [path.advance(step, table).clone() for step, table in enumerate(tables)] + [path.share]
+
+    with_loops = shares()
+    monkeypatch.setattr(kernels, "_FEW", 0)
+    for found, wanted in zip(with_loops, shares(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["full_grad", "deeplift", "lrp"])

@@ -189,7 +189,8 @@ def comparing(chosen: Chosen, requests: list[Request], picture: Picture, *, is_c
         found = compare(classifiers, picture, asked, known=known, progress=job.tick, publish=publish)
         rows.put(found.found)
         for digest, row in found.found.items():
-            if digest not in known:
+            # Classes of an image share passes, and each is charged with all of them.
+            if digest not in known and not chosen.top:
                 durations.learn(chosen.loaded[row.request.weights], row, is_alone=False)
         return found
 

@@ -200,8 +200,11 @@ def test_guided_ig_equals_pair(steps: int, fraction: float, max_dist: float) -> 
 @pytest.mark.parametrize(
     ("fraction", "max_dist"), [(0.25, 0.02), (0.05, 0.3), (0.4, 1.0), (1.0, 0.1), (0.25, 0.0), (0.13, 0.07)]
 )
-def test_guided_paths_equal_pairs_with_equal_gradients_and_features_that_stay(fraction: float, max_dist: float) -> None:
-    """The path alone, in float64, on gradients with many ties and features that are the baseline's already."""
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_guided_paths_equal_pairs_with_equal_gradients_and_features_that_stay(
+    fraction: float, max_dist: float, dtype: torch.dtype, error: float
+) -> None:
+    """The path alone, on gradients with many ties and features that are the baseline's already."""
     from saliency.core.guided_ig import guided_ig_impl
 
     rng = np.random.default_rng(3)
@@ -210,14 +213,15 @@ def test_guided_paths_equal_pairs_with_equal_gradients_and_features_that_stay(fr
     tables = rng.normal(size=(30, 2, 203))
     tables[:, :, :80] = 0.0
     tables[:, :, 80:120] = np.round(tables[:, :, 80:120])
-    path = GuidedPath(torch.from_numpy(np.abs(ends)), steps=30, fraction=fraction, max_dist=max_dist)
-    total = torch.zeros(2, 203, dtype=torch.float64)
+    path = GuidedPath(torch.from_numpy(np.abs(ends)).to(dtype), steps=30, fraction=fraction, max_dist=max_dist)
+    total = torch.zeros(2, 203, dtype=dtype)
     for step, table in enumerate(tables):
-        total += path.advance(step, torch.from_numpy(table)) * torch.from_numpy(table)
+        gradient = torch.from_numpy(table).to(dtype)
+        total += path.advance(step, gradient) * gradient
     for i in (0, 1):
         turn = iter(tables[:, i])
         expected = guided_ig_impl(ends[i], np.zeros(203), lambda x, turn=turn: next(turn), 30, fraction, max_dist)
-        np.testing.assert_allclose(total[i].numpy() * ends[i], expected, atol=1e-9)
+        np.testing.assert_allclose(total[i].numpy() * ends[i], expected, atol=error)
 
 
 # DeepLIFT

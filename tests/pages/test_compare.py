@@ -245,6 +245,8 @@ def test_rows_that_share_no_pass_teach_the_speed(compare: Open, monkeypatch: pyt
     assert learned == ["occlusion"]
     compare(methods="gradient,occlusion")
     assert learned == ["occlusion"], "known rows took no time"
+    compare(rows="classes", top="3", method="occlusion", p_window="64", p_stride="64")
+    assert learned == ["occlusion"], "rows of classes share their passes"
 
 
 def test_rows_of_one_model_cost_shared_passes_once() -> None:
@@ -257,7 +259,9 @@ def test_rows_of_one_model_cost_shared_passes_once() -> None:
         "methods", asked, {classifier.digest: Loaded(classifier, Speed(1.0, 3.0), ("toy", "cpu", None))}
     )
     assert rows.comparing(chosen, asked, picture, is_costly=True).seconds == 100 * 3 + 50
-    assert rows.comparing(replace(chosen, top=4), asked[-1:], picture, is_costly=True).seconds == 4 * 50
+    four = replace(chosen, top=4)
+    assert rows.comparing(four, asked[:1], picture, is_costly=True).seconds == 4 * 100 * 3
+    assert rows.comparing(four, asked[-1:], picture, is_costly=True).seconds == 50, "the net is asked once for all"
 
 
 def clicked(app: AppTest, request: Any) -> AppTest:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from salviz import kernels
 from salviz.classifiers.classifier import Classifier
 from salviz.methods.card import Attribution, MethodCard, Parameter, register
 from salviz.methods.passes import blank_like, blank_logits, score_gradient, shared_logits
@@ -64,6 +65,11 @@ class GuidedPath:
         """
         middle = (step + 1) / self._steps
         low, high = max(middle - self._max_dist, 0.0), min(middle + self._max_dist, 1.0)
+        found = kernels.advance(
+            self.share, self._length, self._total, gradient, (low, high, middle), arrived=_ARRIVED, group=self._group
+        )
+        if found is not None:
+            return found
         grown = torch.empty_like(self.share)
         for rows in pieces(self.share):
             before, length = self.share[rows], self._length[rows]
