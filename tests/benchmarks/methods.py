@@ -153,7 +153,9 @@ def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
         with Counter(classifier.runtime) as counter:
             run()
         rounds = max(repeat, min(SHORT, int(LONG / (time.perf_counter() - started))))
-        seconds = measure({"forward": forward, "both": differentiated, "method": run}, rounds)
+        forward()
+        differentiated()
+        seconds = measure({"forward": forward, "both": differentiated, "method": run}, rounds, is_warm=True)
         ratios, model = [], []
         for plain, both, spent in zip(seconds["forward"], seconds["both"], seconds["method"], strict=True):
             # The engine's own prediction of the batch is a pass like any other.

@@ -36,13 +36,18 @@ class Ratio:
         return self.ratio >= self.bound if self.is_at_least else self.ratio <= self.bound
 
 
-def measure(named: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
+def measure(named: dict[str, Callable[[], object]], repeat: int, *, is_warm: bool = False) -> dict[str, list[float]]:
     """Seconds of every repetition, all tasks taking turns; the first round warms up and is not counted.
 
     Every other round goes backwards, so that neither side of a ratio always has the warm caches.
+
+    Args:
+        named: The tasks.
+        repeat: Repetitions that count.
+        is_warm: Whether all have been run before, so that none has to warm up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in named}
-    for round_ in range(repeat + 1):
+    for round_ in range(1 if is_warm else 0, repeat + 1):
         for name, task in list(named.items())[:: -1 if round_ % 2 else 1]:
             start = time.perf_counter()
             task()
