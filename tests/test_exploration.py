@@ -242,7 +242,7 @@ def test_an_early_stop_is_told_with_its_samples_and_passes() -> None:
     assert ticks[-1] == (found.passes, found.passes)
     assert manifest(found, classifier, PICTURE)["samples"] == found.samples.tolist()
     (line,) = [line for line in summary.lines(found, classifier, PICTURE) if line.startswith("Standard error")]
-    assert line.endswith(f"of the map's spread, after {int(found.samples[0])} samples")
+    assert line.endswith(f"of the map's spread after {int(found.samples[0])} samples")
     alone = request(classifier, method="smoothgrad", parameters=settings, variants=())
     ticks.clear()
     compared = compare(
