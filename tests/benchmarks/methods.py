@@ -146,9 +146,14 @@ def own(classifier: Classifier, repeat: int) -> tuple[list[str], float]:
             continue
         chosen = settings(name, classifier)
 
-        def run(name: str = name, chosen: dict = chosen) -> None:
-            engine.explain(classifier, x, method=name, parameters=chosen, target=target, digests=digests)
+        def run(name: str = name, chosen: dict = chosen, count: int = BATCH) -> None:
+            engine.explain(
+                classifier, x[:count], method=name, parameters=chosen, target=target.part(slice(count)),
+                digests=digests[:count],
+            )  # fmt: skip
 
+        # The first one ever compiles loops.
+        run(count=1)
         started = time.perf_counter()
         with Counter(classifier.runtime) as counter:
             run()
