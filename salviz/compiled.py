@@ -89,8 +89,8 @@ def clip_terms(
                 # Read once, into names: else the compiler asks memory again.
                 here, at = given[c], result[c]
                 held = here if at >= cap else _ZERO
-                let = here if at < cap else _ZERO
-                let = let if at > _ZERO else _ZERO
+                let = _ZERO if at >= cap else here
+                let = _ZERO if at <= _ZERO else let
                 left[c] = let
                 cap_total += held
                 held = abs(held)
@@ -121,8 +121,9 @@ def clip_slopes(z: Array, low: np.float32, high: np.float32, z0: Array, slope: A
             given, before, found = z[n, p], z0[m, p], slope[n, p]
             for c in range(channels):
                 here, start = given[c], before[c]
-                above, above0 = here if here > low else low, start if start > low else low
-                made, made0 = above if above < high else high, above0 if above0 < high else high
+                # What is no number stays none: it is on neither side.
+                above, above0 = low if here < low else here, low if start < low else start
+                made, made0 = high if above > high else above, high if above0 > high else above0
                 quotient = (made - made0) / (here - start)
                 # Of no difference at all the derivative.
                 still = _ONE if start > low else _ZERO
@@ -310,7 +311,7 @@ def clip_shares(value: Array, whole: Array, cap: np.float32, stabiliser: np.floa
             made, found = value[n, p], whole[n, p]
             for c in range(channels):
                 here, total = made[c], found[c] + stabiliser
-                clipped = here if here > _ZERO else _ZERO
-                clipped = clipped if clipped < cap else cap
+                clipped = _ZERO if here < _ZERO else here
+                clipped = cap if clipped > cap else clipped
                 made[c] = clipped
                 found[c] = clipped / total

@@ -104,6 +104,17 @@ def test_what_is_no_number_stays_none() -> None:
     assert drawn[1, 0, 1].isnan()
 
 
+def test_activations_that_are_no_number_are_not_hidden() -> None:
+    z = last(2, 4, 3, 3, seed=26)
+    z[1, 2, 0, 1] = torch.nan
+    missing = z.isnan()
+    slope, value, whole = torch.empty_like(z), z.clone(), torch.ones_like(z)
+    assert kernels.clip_slopes(z, (0.0, 6.0), last(1, 4, 3, 3, seed=27), slope)
+    assert kernels.clip_shares(value, whole, 6.0, 1e-9)
+    for found in (z, slope, value, whole):
+        assert torch.equal(found.isnan(), missing)
+
+
 def test_what_other_operators_have_to_do_is_left_alone() -> None:
     z = last(2, 4, 3, 3, seed=13)
     for other in (z.double(), z.contiguous(), z.flatten(1), z[:0], z.to("meta")):
