@@ -30,7 +30,8 @@ def terms(gradient: Tensor, constant: Tensor) -> Terms | None:
         gradient: `(N, C, h, w)`.
         constant: The same, or `(1, C, 1, 1)`.
     """
-    if not _is_apt(gradient, constant):
+    of_channels = (1, gradient.shape[1], 1, 1)
+    if not _is_apt(gradient, constant) or constant.shape not in (gradient.shape, of_channels):
         return None
     from salviz import compiled
 
@@ -72,7 +73,7 @@ def clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> t
         The gradient before the clamp; of the gradient where the cap holds, not yet times the cap, the terms; and of
         that before the clamp times the bias.
     """
-    if not _is_apt(clipped):
+    if not _is_apt(clipped) or gradient.shape != clipped.shape or len(bias) != clipped.shape[1]:
         return None
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     from salviz import compiled
@@ -97,7 +98,7 @@ def clip_slopes(z: Tensor, bounds: tuple[float, float], z0: Tensor, slope: Tenso
     Returns:
         Whether it was done; else nothing was.
     """
-    if not _is_apt(z, z0, slope):
+    if not _is_apt(z, z0, slope) or not _is_baseline(z0, z) or slope.shape != z.shape:
         return False
     from salviz import compiled
 
@@ -123,11 +124,12 @@ def slopes(
     Returns:
         Of the shape of `z`.
     """
-    if any(len(part) not in (1, len(z)) or part.shape[1:] != z.shape[1:] for part in (z0, out0)):
+    if not _is_baseline(z0, z) or out0.shape != z0.shape or out.shape != z.shape:
         return None
     slope = torch.empty_like(z)
-    arrays = [_rows(part) for part in (z, out, z0, out0, slope)]
-    z_, out_, z0_, out0_, slope_ = arrays
+    given = (z, out, z0, out0, slope)
+    # Of equal shapes one may have its channels last and another not.
+    z_, out_, z0_, out0_, slope_ = (_rows(part, is_last=not z.is_contiguous()) for part in given)
     if torch.get_num_threads() > _FEW or z_ is None or out_ is None or z0_ is None or out0_ is None or slope_ is None:
         return None
     from salviz import compiled
@@ -150,10 +152,10 @@ def norms(z: Tensor, z0: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tens
         z0: The baseline's, of the same shape or one for all images.
         eps: Added to variances.
     """
-    if len(z0) not in (1, len(z)) or z0.shape[1:] != z.shape[1:] or z.ndim < 3:
+    if not _is_baseline(z0, z) or z.ndim < 3:
         return None
     z_, z0_ = _rows(z), _rows(z0)
-    if torch.get_num_threads() > _FEW or z_ is None or z0_ is None or not (z.is_contiguous() and z0.is_contiguous()):
+    if torch.get_num_threads() > _FEW or z_ is None or z0_ is None:
         return None
     from salviz import compiled
 
@@ -172,7 +174,7 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> T
         out0: As above.
         scale: As above.
     """
-    if torch.get_num_threads() > _FEW:
+    if torch.get_num_threads() > _FEW or both.shape != gradient.shape or not _is_baseline(out0, gradient):
         return None
     given, held, made0 = _rows(gradient.contiguous()), _rows(both), _rows(out0)
     if given is None or held is None or made0 is None:
@@ -213,7 +215,7 @@ def advance(
     given = (share, length, totals, gradient)
     if any(part.device.type != "cpu" or part.dtype != torch.float32 or not part.is_contiguous() for part in given):
         return None
-    if torch.get_num_threads() > _FEW or not share.numel():
+    if torch.get_num_threads() > _FEW or not share.numel() or not share.shape == length.shape == gradient.shape:
         return None
     from salviz import compiled
 
@@ -238,7 +240,7 @@ def clip_shares(value: Tensor, whole: Tensor, cap: float, stabiliser: float) -> 
     Returns:
         Whether it was done; else nothing was.
     """
-    if not _is_apt(value, whole):
+    if not _is_apt(value, whole) or value.shape != whole.shape:
         return False
     from salviz import compiled
 
@@ -264,6 +266,11 @@ class _Found:
         return torch.from_numpy(self.scores[place]), sizes, ends
 
 
+def _is_baseline(z0: Tensor, z: Tensor) -> bool:
+    """Whether one may stand for the other's baselines: one for each image, or one for all."""
+    return len(z0) in (1, len(z)) and z0.shape[1:] == z.shape[1:]
+
+
 def _is_apt(*tensors: Tensor) -> bool:
     """Whether all have their channels last on the CPU, and values to work on."""
     return torch.get_num_threads() <= _FEW and all(
@@ -276,15 +283,22 @@ def _is_apt(*tensors: Tensor) -> bool:
     )
 
 
-def _rows(tensor: Tensor) -> NDArray[np.float32] | None:
-    """`(N, ...)` as `(N, P, C)` in the order of its memory, its last dimension or its channels last; None where not."""
+def _rows(tensor: Tensor, *, is_last: bool = False) -> NDArray[np.float32] | None:
+    """`(N, ..., C)` as `(N, P, C)`, the same memory, or None where its memory is in another order.
+
+    Args:
+        tensor: Any number of dimensions from two on.
+        is_last: Whether it is `(N, C, h, w)` with its channels last.
+    """
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor.ndim < 2 or not tensor.numel():
         return None
-    if tensor.is_contiguous():
-        found: NDArray[np.float32] = tensor.detach().view(len(tensor), -1, tensor.shape[-1]).numpy()
-        return found
-    is_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return _array(tensor) if is_last else None
+    if is_last:
+        has_order = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        return _array(tensor) if has_order else None
+    if not tensor.is_contiguous():
+        return None
+    found: NDArray[np.float32] = tensor.detach().view(len(tensor), -1, tensor.shape[-1]).numpy()
+    return found
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

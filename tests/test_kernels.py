@@ -126,6 +126,18 @@ def test_what_other_operators_have_to_do_is_left_alone() -> None:
         assert other.is_meta or torch.equal(other, before)
 
 
+def test_what_does_not_fit_together_is_left_alone() -> None:
+    z, less = last(2, 4, 3, 3, seed=28), last(2, 4, 3, 2, seed=29)
+    assert kernels.terms(z, less) is None
+    assert kernels.clip_terms(z, less, 6.0, torch.ones(4)) is None
+    assert kernels.clip_terms(z, z, 6.0, torch.ones(3)) is None
+    assert not kernels.clip_slopes(z, (0.0, 6.0), less, torch.empty_like(z))
+    assert not kernels.clip_slopes(z, (0.0, 6.0), z, less)
+    assert not kernels.clip_shares(z, less, 6.0, 1e-9)
+    flat = torch.rand(2, 9)
+    assert kernels.advance(flat, flat[:, :8], flat, flat, (0.0, 1.0, 0.5), arrived=0.0, group=2) is None
+
+
 def test_many_threads_are_left_to_other_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     z = last(2, 4, 3, 3, seed=14)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
@@ -165,8 +177,13 @@ def test_slopes_of_a_curve(shape: tuple[int, ...], is_last: bool, baselines: str
 
 def test_slopes_of_a_curve_where_they_cannot_be_found() -> None:
     z = last(2, 4, 3, 3, seed=20)
-    for part, part0 in ((z.double(), z.double()), (z.to("meta"), z.to("meta")), (z, z[:, :1]), (z, z.contiguous()[0])):
+    # As many channels as columns: laid out in either way it has the same number of rows of the same length.
+    even = last(2, 3, 3, 3, seed=20)
+    pairs = [(z.double(), z.double()), (z.to("meta"), z.to("meta")), (z, z[:, :1]), (z, z.contiguous()[0])]
+    pairs += [(even, even.contiguous()), (even.contiguous(), even), (even.contiguous()[:1], even[:1])]
+    for part, part0 in pairs:
         assert kernels.slopes(part, part, part0, part0, 0.1, torch.cos) is None
+        assert kernels.slopes(part0, part, part0, part0, 0.1, torch.cos) is None
 
 
 @pytest.mark.parametrize("baselines", ["one", "each"])
