@@ -52,7 +52,7 @@ def draw(sizes: Tensor, ends: Tensor, channels: int, drawn: Tensor) -> bool:
     Returns:
         Whether it was done; else nothing was.
     """
-    if any(part.device.type != "cpu" or part.dtype != torch.float32 for part in (sizes, ends, drawn)):
+    if not _is_free(sizes, ends, drawn):
         return False
     from salviz import compiled
 
@@ -124,13 +124,13 @@ def slopes(
     Returns:
         Of the shape of `z`.
     """
-    if not _is_baseline(z0, z) or out0.shape != z0.shape or out.shape != z.shape:
+    if not _is_free(z, out, z0, out0) or not _is_baseline(z0, z) or out0.shape != z0.shape or out.shape != z.shape:
         return None
     slope = torch.empty_like(z)
     given = (z, out, z0, out0, slope)
     # Of equal shapes one may have its channels last and another not.
     z_, out_, z0_, out0_, slope_ = (_rows(part, is_last=not z.is_contiguous()) for part in given)
-    if torch.get_num_threads() > _FEW or z_ is None or out_ is None or z0_ is None or out0_ is None or slope_ is None:
+    if z_ is None or out_ is None or z0_ is None or out0_ is None or slope_ is None:
         return None
     from salviz import compiled
 
@@ -152,10 +152,10 @@ def norms(z: Tensor, z0: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tens
         z0: The baseline's, of the same shape or one for all images.
         eps: Added to variances.
     """
-    if not _is_baseline(z0, z) or z.ndim < 3:
+    if not _is_free(z, z0) or not _is_baseline(z0, z) or z.ndim < 3:
         return None
     z_, z0_ = _rows(z), _rows(z0)
-    if torch.get_num_threads() > _FEW or z_ is None or z0_ is None:
+    if z_ is None or z0_ is None:
         return None
     from salviz import compiled
 
@@ -174,7 +174,7 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> T
         out0: As above.
         scale: As above.
     """
-    if torch.get_num_threads() > _FEW or both.shape != gradient.shape or not _is_baseline(out0, gradient):
+    if not _is_free(gradient, both, out0) or both.shape != gradient.shape or not _is_baseline(out0, gradient):
         return None
     given, held, made0 = _rows(gradient.contiguous()), _rows(both), _rows(out0)
     if given is None or held is None or made0 is None:
@@ -213,9 +213,9 @@ def advance(
         `(N, F)` how much `share` grew.
     """
     given = (share, length, totals, gradient)
-    if any(part.device.type != "cpu" or part.dtype != torch.float32 or not part.is_contiguous() for part in given):
+    if not _is_free(*given) or not all(part.is_contiguous() for part in given):
         return None
-    if torch.get_num_threads() > _FEW or not share.numel() or not share.shape == length.shape == gradient.shape:
+    if not share.shape == length.shape == gradient.shape:
         return None
     from salviz import compiled
 
@@ -271,16 +271,20 @@ def _is_baseline(z0: Tensor, z: Tensor) -> bool:
     return len(z0) in (1, len(z)) and z0.shape[1:] == z.shape[1:]
 
 
-def _is_apt(*tensors: Tensor) -> bool:
-    """Whether all have their channels last on the CPU, and values to work on."""
+def _is_free(*tensors: Tensor) -> bool:
+    """Whether a loop may take them: few threads, and all of them float32 on the CPU with values to work on."""
     return torch.get_num_threads() <= _FEW and all(
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and tensor.ndim == 4
-        and tensor.numel() > 0
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-        for tensor in tensors
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() > 0 for tensor in tensors
     )
+
+
+def _is_apt(*tensors: Tensor) -> bool:
+    """Whether a loop may take them and they have their channels last."""
+    return _is_free(*tensors) and all(_is_last(tensor) for tensor in tensors)
+
+
+def _is_last(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _rows(tensor: Tensor, *, is_last: bool = False) -> NDArray[np.float32] | None:
@@ -290,12 +294,9 @@ def _rows(tensor: Tensor, *, is_last: bool = False) -> NDArray[np.float32] | Non
         tensor: Any number of dimensions from two on.
         is_last: Whether it is `(N, C, h, w)` with its channels last.
     """
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or tensor.ndim < 2 or not tensor.numel():
-        return None
     if is_last:
-        has_order = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-        return _array(tensor) if has_order else None
-    if not tensor.is_contiguous():
+        return _array(tensor) if _is_last(tensor) else None
+    if tensor.ndim < 2 or not tensor.is_contiguous():
         return None
     found: NDArray[np.float32] = tensor.detach().view(len(tensor), -1, tensor.shape[-1]).numpy()
     return found

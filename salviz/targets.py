@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -156,8 +156,20 @@ class ClassTarget:
         return ClassTarget(self.classes.repeat(times), self.output, against)
 
 
+class _ToCome:
+    """A target whose classes are known after a forward pass: it has no tensors, and is the same for every image."""
+
+    def to(self, device: torch.device) -> Self:
+        """The target itself."""
+        return self
+
+    def part(self, rows: slice | Tensor) -> Self:
+        """The target itself."""
+        return self
+
+
 @dataclass(frozen=True)
-class PredictedTarget:
+class PredictedTarget(_ToCome):
     """A target that depends on what the model predicts for each image; known after a forward pass.
 
     Attributes:
@@ -203,17 +215,9 @@ class PredictedTarget:
         named = [index for index in (self.chosen, self.against) if isinstance(index, int)]
         ClassTarget(torch.tensor(named, dtype=torch.long)).check(classes)
 
-    def to(self, device: torch.device) -> PredictedTarget:
-        """The target itself: it has no tensors."""
-        return self
-
-    def part(self, rows: slice | Tensor) -> PredictedTarget:
-        """The target of some rows of the batch."""
-        return self
-
 
 @dataclass(frozen=True)
-class TopTarget:
+class TopTarget(_ToCome):
     """Each of the most probable classes of every image, explained one by one: as many rows an image, side by side.
 
     Attributes:
@@ -243,17 +247,9 @@ class TopTarget:
         if count is None or not 1 <= count <= classes:
             raise RequestError(f"The most probable {self.count} classes cannot be explained; there are {classes}.")
 
-    def to(self, device: torch.device) -> TopTarget:
-        """The target itself: it has no tensors."""
-        return self
-
-    def part(self, rows: slice | Tensor) -> TopTarget:
-        """The target of some images of the batch."""
-        return self
-
 
 @dataclass(frozen=True)
-class SeveralTargets:
+class SeveralTargets(_ToCome):
     """Several targets of every image, explained one by one: as many rows an image, side by side.
 
     Attributes:
@@ -294,14 +290,6 @@ class SeveralTargets:
         """
         for target in self.targets:
             target.check(classes)
-
-    def to(self, device: torch.device) -> SeveralTargets:
-        """The target itself: it has no tensors."""
-        return self
-
-    def part(self, rows: slice | Tensor) -> SeveralTargets:
-        """The target of some images of the batch."""
-        return self
 
 
 Target = ClassTarget | PredictedTarget | TopTarget | SeveralTargets
