@@ -168,25 +168,29 @@ class ClipWithTerms(torch.autograd.Function):
             bias = None
         added = gradient.new_zeros(channels) if bias is None else bias.value
         found = kernels.clip_terms(gradient, result, high, added)
-        passed, caps, biases = _clip_terms(gradient, result, high, added) if found is None else found
-        if high < math.inf:
+        passed, caps, biases = _clip_terms(gradient, result, high, bias) if found is None else found
+        if caps is not None and high < math.inf:
             ctx.terms.take(caps, channels, high)
         if bias is not None:
             bias.gradient, bias.version, bias.terms = passed, passed._version, biases
         return passed, None, None, None
 
 
-def _clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> tuple[Tensor, Terms, Terms]:
-    """As `kernels.clip_terms`, of whatever PyTorch computes with."""
-    passed, scratch, bias = torch.empty_like(gradient), _room(gradient), _of_places(bias)
+def _clip_terms(
+    gradient: Tensor, clipped: Tensor, cap: float, bias: Bias | None
+) -> tuple[Tensor, Terms | None, Terms | None]:
+    """As `kernels.clip_terms`, of whatever PyTorch computes with, and only what there is: a cap, a bias."""
+    passed, scratch = torch.empty_like(gradient), _room(gradient)
     caps, biases = [], []
     for given, clipped_, left in parts(gradient, clipped, passed):
         room = scratch[: len(given)]
-        torch.ops.aten.threshold_backward.grad_input(given, clipped_, under(cap), grad_input=room)
-        caps.append(_seen(room))
+        if cap < math.inf:
+            torch.ops.aten.threshold_backward.grad_input(given, clipped_, under(cap), grad_input=room)
+            caps.append(_seen(room))
         torch.ops.aten.hardtanh_backward.grad_input(given, clipped_, 0.0, cap, grad_input=left)
-        biases.append(_seen(torch.mul(left, bias, out=room)))
-    return passed, _joined(caps), _joined(biases)
+        if bias is not None:
+            biases.append(_seen(torch.mul(left, _of_places(bias.value), out=room)))
+    return passed, _joined(caps) if caps else None, _joined(biases) if biases else None
 
 
 def under(high: float) -> float:

@@ -84,8 +84,8 @@ def draw_shapley(found: Superpixels, samples: int, generators: Sequence[torch.Ge
         evidence="positive",
         scaling="minmax",
         signed=True,
-        # The whole image is the first sample, and its score is known.
         differentiates=False,
+        # The whole image is the first sample, and its score is known.
         passes=lambda parameters, size: float(parameters["samples"]) - 1.0,
         all_classes=True,
         parameters=(
@@ -180,8 +180,8 @@ def lime(
         scaling="minmax",
         signed=True,
         completeness="the superpixels' values add up to {error} than the change of {score} from the blank image",
-        # One more for the blank image.
         differentiates=False,
+        # One more for the blank image.
         passes=lambda parameters, size: float(parameters["samples"]) + 1.0,
         all_classes=True,
         parameters=(

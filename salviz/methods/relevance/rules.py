@@ -44,15 +44,16 @@ class _Factors:
     is done with the value: mostly that is a rectifier, which has to touch both as well.
     """
 
-    def __init__(self, made: list[Tensor], version: int, part: Tensor | None = None) -> None:
+    def __init__(self, made: list[Tensor], part: Tensor | None = None) -> None:
         """Of a value.
 
         Args:
             made: Factors; with `part` a single one, of which there is but the whole so far (see `share`).
-            version: Of the value: whatever else writes into it raises that.
             part: The value.
         """
-        self.made, self.version, self.part = made, version, part
+        self.made, self.part = made, part
+        # Of the value, once it has a graph: whatever else writes into it raises that.
+        self.version = 0
 
     def settle(self) -> list[Tensor]:
         """All of them, made while the value is what it was."""
@@ -132,13 +133,13 @@ def carry_share(carrier: Tensor, whole: Tensor, value: Tensor) -> Tensor:
 
     Whoever is about to read or write the result calls `settle` or `clip_carried` first.
     """
-    factors = _Factors([whole], value._version, value.detach())
+    factors = _Factors([whole], value.detach())
     return _marked(_Carry.apply([value], factors, carrier), factors)
 
 
 def _carried(value: Tensor, factors: list[Tensor], *carriers: Tensor) -> Tensor:
     """As `carry`, with a factor for each carrier."""
-    held = _Factors(factors, value._version)
+    held = _Factors(factors)
     return _marked(_Carry.apply([value], held, *carriers), held)
 
 
