@@ -20,7 +20,7 @@ PAGES = sorted((ROOT / "pages").glob("*.py"))
 # A new one is added here, at the lowest place that holds everything it needs.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"salviz", "errors"}),
-    frozenset({"assets", "compiled", "memory", "plain"}),
+    frozenset({"assets", "memory", "plain"}),
     frozenset({"images"}),
     frozenset({"colormaps", "datasets", "flatness", "kernels", "metrics", "jobs", "pieces", "seeds", "work"}),
     frozenset({"classifiers"}),

@@ -2,13 +2,15 @@
 
 import dataclasses
 import importlib
+from collections.abc import Callable
 
 import numba
 import pytest
 import torch
 from torch import Tensor, nn
 
-from salviz import compiled, engine, kernels
+from salviz import engine, kernels
+from salviz.kernels import arrays, compiled, team
 from salviz.methods.paths.guided import GuidedPath
 from tests.models import classifier_of
 
@@ -138,10 +140,13 @@ def test_what_does_not_fit_together_is_left_alone() -> None:
     assert kernels.advance(flat, flat[:, :8], flat, flat, (0.0, 1.0, 0.5), arrived=0.0, group=2) is None
 
 
-def test_many_threads_are_left_to_other_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    z = last(2, 4, 3, 3, seed=14)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    assert kernels.terms(z, z) is None
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_more_threads_than_images_are_left_to_other_operators(is_shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = last(5, 4, 3, 3, seed=14)
+    monkeypatch.setattr(team, "IS_SHARED", is_shared)
+    for threads, is_done in ((4, True), (5, is_shared), (6, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert (kernels.terms(z, z) is not None) == is_done
 
 
 def test_autograd_sees_what_is_overwritten() -> None:
@@ -244,7 +249,7 @@ def test_guided_paths_are_those_of_other_operators(
         return [path.advance(step, table).clone() for step, table in enumerate(tables)] + [path.share]
 
     with_loops = shares()
-    monkeypatch.setattr(kernels, "_FEW", 0)
+    monkeypatch.setattr(arrays, "is_free", lambda *tensors: False)
     for found, wanted in zip(with_loops, shares(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
@@ -264,7 +269,7 @@ def test_methods_give_the_same_with_and_without(method: str, monkeypatch: pytest
 
     with_loops = maps()
     assert used
-    monkeypatch.setattr(kernels, "_FEW", 0)
+    monkeypatch.setattr(arrays, "is_free", lambda *tensors: False)
     used.clear()
     without = maps()
     assert not used
@@ -273,21 +278,78 @@ def test_methods_give_the_same_with_and_without(method: str, monkeypatch: pytest
     torch.testing.assert_close(with_loops.completeness, without.completeness, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dim", "is_last"), [((3, 4, 5, 2), -3, True), ((2, 5, 7), -1, False), ((4, 6), -1, False)]
+)
+def test_parts_of_either_sign_and_their_way_back(shape: tuple[int, ...], dim: int, is_last: bool) -> None:
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(30)).contiguous(memory_format=layout)
+    x.flatten()[::3] = 0
+    both = torch.cat([x, x], dim=dim).contiguous(memory_format=layout)
+    gradient = torch.randn(both.shape, generator=torch.Generator().manual_seed(31)).contiguous(memory_format=layout)
+    assert kernels.split(x, dim, both)
+    assert torch.equal(both, torch.cat([x.clamp(min=0), x.clamp(max=0)], dim=dim))
+    back = torch.empty_like(x)
+    assert kernels.unite(both, gradient, dim, back)
+    over, under = gradient.chunk(2, dim=dim)
+    assert torch.equal(back, torch.where(x > 0, over, under))
+
+
+def test_parts_along_what_does_not_come_last_are_left_alone() -> None:
+    x = last(2, 4, 3, 3, seed=32)
+    for part, dim in ((x, -1), (x, -2), (x.contiguous(), -3), (x.double(), -3)):
+        both = torch.zeros_like(torch.cat([part, part], dim=dim))
+        assert not kernels.split(part, dim, both)
+        assert not kernels.unite(both, both, dim, torch.zeros_like(part))
+        assert not both.any()
+
+
+def test_colours_between_levels_and_their_slope() -> None:
+    levels = torch.randn(5, 2, 6, 3, 3, generator=torch.Generator().manual_seed(33))
+    strength = torch.rand(2, 6, 3, generator=torch.Generator().manual_seed(34))
+    # The ends, a level itself, and what rounding may leave beside them.
+    strength[0, :5, 0] = torch.tensor([0.0, 1.0, 0.5, -1e-7, 1 + 1e-6])
+    found = kernels.between(strength, levels)
+    assert found is not None
+    place = strength.double() * 4
+    below = place.floor().clamp(0, 3)
+    n, i, j = torch.meshgrid(torch.arange(2), torch.arange(6), torch.arange(3), indexing="ij")
+    under, over = (levels.double()[below.long() + step, n, i, j] for step in (0, 1))
+    torch.testing.assert_close(
+        found[0].double(), torch.lerp(under, over, (place - below)[..., None]), rtol=0, atol=2e-6
+    )
+    torch.testing.assert_close(found[1].double(), over - under, rtol=0, atol=1e-6)
+    gradient = torch.randn_like(found[1])
+    sums = kernels.dots(gradient, found[1], 4.0)
+    assert sums is not None
+    torch.testing.assert_close(sums.double(), 4 * (gradient.double() * found[1]).sum(-1), rtol=0, atol=1e-5)
+    for other, others in ((strength.double(), levels), (strength, levels[:1]), (strength[:, :5], levels)):
+        assert kernels.between(other, others) is None
+    assert kernels.dots(gradient, gradient[..., :2], 1.0) is None
+
+
 def test_where_nothing_may_be_written_loops_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    njit = numba.njit
+    refused = []
 
-    def nowhere(**options: object) -> object:
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(**options)
+    def nowhere(compiler: Callable[..., object]) -> Callable[..., object]:
+        def compile_(*signature: object, **options: object) -> object:
+            if options.get("cache"):
+                refused.append(compiler)
+                raise RuntimeError("cannot cache function: no locator available")
+            return compiler(*signature, **options)
 
-    monkeypatch.setattr(numba, "njit", nowhere)
+        return compile_
+
+    compilers = [numba.njit, numba.cfunc]
+    for compiler in compilers:
+        monkeypatch.setattr(numba, compiler.__name__, nowhere(compiler))
     try:
         importlib.reload(compiled)
         z = last(2, 4, 3, 3, seed=17)
         found = kernels.terms(z, z)
         assert found is not None
         agrees(found, z * z)
+        assert {*refused} == {*compilers}
     finally:
         monkeypatch.undo()
         importlib.reload(compiled)

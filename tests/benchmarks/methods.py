@@ -84,7 +84,8 @@ def settings(method: str, classifier: Classifier) -> dict:
 class Counter(TorchFunctionMode):
     """Image passes that are really made, by the convolutions and linear maps with the shapes of the net's own weights.
 
-    A rule that runs a layer a second time with other weights is charged with a second pass through it.
+    A rule that runs a layer a second time with other weights is charged with a second pass through it, and with two
+    where it has joined two such layers in one of twice the inputs.
 
     Attributes:
         forward: Images times the share of layers they went through.
@@ -96,18 +97,23 @@ class Counter(TorchFunctionMode):
         self.forward = self.backward = 0.0
         layers = [part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
         self._share = 1 / len(layers)
-        self._shapes = {shape for part in layers for shape in (part.weight.shape, _one_wider(part.weight.shape))}
+        shapes = {shape for part in layers for shape in (part.weight.shape, _one_wider(part.weight.shape))}
+        twice = {torch.Size([shape[0], 2 * shape[1], *shape[2:]]) for shape in shapes}
+        # What may be either is a layer of the net's own.
+        self._passes = dict.fromkeys(twice, 2) | dict.fromkeys(shapes, 1)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func in (F.conv2d, F.linear) and args[1].shape in self._shapes:
-            self.forward += self._share * len(output)
+        passes = self._passes.get(args[1].shape, 0) if func in (F.conv2d, F.linear) else 0
+        if passes:
+            made = passes * self._share * len(output)
+            self.forward += made
             if output.requires_grad:
-                output.register_hook(self._count_gradient)
+                output.register_hook(lambda gradient: self._count_gradient(made))
         return output
 
-    def _count_gradient(self, gradient: Tensor) -> None:
-        self.backward += self._share * len(gradient)
+    def _count_gradient(self, made: float) -> None:
+        self.backward += made
 
 
 def _one_wider(shape: torch.Size) -> torch.Size:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from salviz import kernels
 from salviz.work import Work
 
 LEVELS = 8
@@ -87,6 +88,30 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     return first + _blurring(x.shape[2], sigma).to(x) @ (x - first) @ _blurring(x.shape[3], sigma).to(x).T
 
 
+class _Between(torch.autograd.Function):
+    """Colours between the two nearest blurs: `(N, H, W)` and `(LEVELS, N, H, W, 3)` -> `(N, H, W, 3)`."""
+
+    @staticmethod
+    def forward(ctx: Any, strength: Tensor, levels: Tensor) -> Tensor:
+        found = kernels.between(strength.contiguous(), levels)
+        if found is None:
+            place = strength * (len(levels) - 1)
+            below = place.long().clamp_(0, len(levels) - 2)
+            index = below[None, ..., None].expand(1, *levels.shape[1:])
+            read, above = levels.gather(0, index)[0], levels.gather(0, index + 1)[0]
+            step = above.sub_(read)
+            found = torch.addcmul(read, step, (place - below).unsqueeze(-1)), step
+        colours, step = found
+        ctx.save_for_backward(step)
+        return colours
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (step,) = ctx.saved_tensors
+        back = kernels.dots(grad.contiguous(), step, LEVELS - 1)
+        return (grad * step).sum(dim=-1).mul_(LEVELS - 1) if back is None else back, None
+
+
 class BlurPyramid:
     """Images that can be blurred by another amount at every pixel, with a gradient towards the amount.
 
@@ -101,10 +126,10 @@ class BlurPyramid:
             x: `(N, 3, H, W)` in model space.
             sigma: Standard deviation of the strongest blur, in pixels.
         """
-        stack = torch.stack([blur(x, sigma * level / (LEVELS - 1)) for level in range(LEVELS)], dim=1)
-        # A row holds what one pixel needs, its colour at a level and the step to the next, so that a pixel is one read.
-        pairs = torch.cat([stack[:, :-1], stack[:, 1:] - stack[:, :-1]], dim=2)
-        self._rows = pairs.permute(0, 3, 4, 1, 2).reshape(-1, 6)
+        # Masks are smooth, so neighbours mostly read the same level: it lies in one piece.
+        self._levels = torch.stack(
+            [blur(x, sigma * level / (LEVELS - 1)).permute(0, 2, 3, 1) for level in range(LEVELS)]
+        )
 
     def blurred(self, strength: Tensor) -> Tensor:
         """Every pixel blurred by its own share of the strongest blur.
@@ -115,11 +140,8 @@ class BlurPyramid:
         Returns:
             `(N, 3, H, W)`, differentiable with respect to `strength`.
         """
-        place = strength * (LEVELS - 1)
-        below = place.detach().long().clamp_(0, LEVELS - 2)
-        first = torch.arange(0, len(self._rows), LEVELS - 1, device=below.device)
-        read = self._rows.index_select(0, first + below.flatten()).view(*strength.shape, 6)
-        return torch.addcmul(read[..., :3], read[..., 3:], (place - below).unsqueeze(-1)).permute(0, 3, 1, 2)
+        blurred: Tensor = _Between.apply(strength, self._levels)
+        return blurred.permute(0, 3, 1, 2)
 
     def masked_in(self, mask: Tensor) -> Tensor:
         """The salient places kept and the rest blurred: `(N, H, W)` in [0, 1] -> `(N, 3, H, W)`."""

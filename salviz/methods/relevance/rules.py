@@ -96,25 +96,37 @@ class _Carry(torch.autograd.Function):
 
 
 class _Split(torch.autograd.Function):
-    """The positive and the negative part of a value, in fewer passes over memory than two clamps take back."""
+    """The positive and the negative part of a value, one after the other along a dimension.
+
+    Each has the gradient where the value is its own; at zero, where neither is, the second has it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        over, under = torch.empty_like(x), torch.empty_like(x)
-        for x_, over_, under_ in parts(x, over, under):
-            torch.sub(x_, torch.clamp(x_, min=0, out=over_), out=under_)
-        ctx.save_for_backward(over)
-        return over, under
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        shape = list(x.shape)
+        shape[dim] *= 2
+        is_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
+        both = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+        if not kernels.split(x, dim, both):
+            for x_, over_, under_ in parts(x, *both.chunk(2, dim)):
+                torch.sub(x_, torch.clamp(x_, min=0, out=over_), out=under_)
+        ctx.save_for_backward(both)
+        ctx.dim = dim
+        return both
 
     @staticmethod
-    def backward(ctx: Any, over_grad: Tensor, under_grad: Tensor) -> Tensor:
-        (over,) = ctx.saved_tensors
-        grad, passes = torch.empty_like(over), torch.ops.aten.threshold_backward
-        for over_, over_grad_, under_grad_, grad_ in parts(over, over_grad, under_grad, grad):
-            # Each where it is asked for. `where` takes ten times as long on a CPU.
-            passes.grad_input(over_grad_, over_, 0, grad_input=grad_)
-            grad_.add_(under_grad_ - passes(under_grad_, over_, 0))
-        return grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (both,) = ctx.saved_tensors
+        over, _ = both.chunk(2, ctx.dim)
+        back = torch.empty_like(over)
+        if not kernels.unite(both, grad, ctx.dim, back):
+            passes = torch.ops.aten.threshold_backward
+            for over_, over_grad_, under_grad_, back_ in parts(over, *grad.chunk(2, ctx.dim), back):
+                # Each where it is asked for. `where` takes ten times as long on a CPU.
+                passes.grad_input(over_grad_, over_, 0, grad_input=back_)
+                back_.add_(under_grad_ - passes(under_grad_, over_, 0))
+        return back, None
 
 
 def carry(carrier: Tensor, factor: Tensor, value: Tensor) -> Tensor:
@@ -215,8 +227,14 @@ def _positive_part(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None,
     above = None if bias is None else bias.clamp(min=0)
     if is_positive:
         return layer(x, weight.clamp(min=0), above)
-    over, under = _Split.apply(x)
-    return layer(over, weight.clamp(min=0), above).add_(layer(under, weight.clamp(max=0), None))
+    over, under = weight.clamp(min=0), weight.clamp(max=0)
+    # Dimensions before the channels: the batch and, of what linear layers read, more.
+    channels = 1 - weight.ndim
+    if x.shape[channels] == weight.shape[1]:
+        # One layer of twice the inputs: its output, which is mostly larger, is written once.
+        return layer(_Split.apply(x, channels), torch.cat([over, under], dim=1), above)
+    positive, negative = _Split.apply(x, 0).chunk(2)
+    return layer(positive, over, above).add_(layer(negative, under, None))
 
 
 def z_plus(keeps_bias: bool) -> Rule:

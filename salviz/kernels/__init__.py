@@ -1,0 +1,28 @@
+"""Elementwise work on large activations in one way through memory, compiled for the CPU.
+
+A chain of PyTorch's operators reads and writes an activation at every step, and that takes longer than the arithmetic.
+What is here does in one loop what a chain does, and says so where it cannot: callers go on with PyTorch's own operators
+then, which every device has.
+"""
+
+from salviz.kernels.pixels import advance, between, dots
+from salviz.kernels.rescaling import clip_slopes, norms, norms_back, slopes
+from salviz.kernels.shares import clip_shares, split, unite
+from salviz.kernels.sums import Terms, clip_terms, draw, terms
+
+__all__ = [
+    "Terms",
+    "advance",
+    "between",
+    "clip_shares",
+    "clip_slopes",
+    "clip_terms",
+    "dots",
+    "draw",
+    "norms",
+    "norms_back",
+    "slopes",
+    "split",
+    "terms",
+    "unite",
+]

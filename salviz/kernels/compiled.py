@@ -1,0 +1,362 @@
+"""The loops behind `kernels`, compiled by Numba when first called and kept on disk for the next process.
+
+Arrays are float32 `(N, P, C)`, images, places and channels, or `(R, C)` where places of all images are alike. Each
+loop over channels has vector instructions only as long as nothing in it depends on an order: sums may be made in any
+(`reassoc`), and the largest of some sizes is found among their bits, which as integers have the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from salviz.kernels.loops import F1, F2, F3, I2, I3, L1, REAL, WHOLE, Array, inner, loop, part
+
+_ZERO: Any = np.float32(0)
+_ONE: Any = np.float32(1)
+_INFINITE: Any = np.float32(np.inf)
+_NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
+
+
+@loop(F3, F3, F2, F1, I2)
+def terms(call: Any) -> None:
+    """See `kernels.terms`; `constant` `(1 or N, 1 or P, C)`, `sizes` `(N, P)`, `scores` `(N,)`, `ends` `(2, N)`."""
+    images, gradient, constant, sizes, scores, ends = call[0]
+    first, last = part(images)
+    places, channels = gradient.shape[1:]
+    for n in range(first, last):
+        score, low, high = 0.0, _NONE_YET, np.int32(0)
+        for p in range(places):
+            given, held = gradient[n, p], constant[n % len(constant), p % constant.shape[1]]
+            total, size = _ZERO, _ZERO
+            for c in range(channels):
+                term = given[c] * held[c]
+                total += term
+                term = abs(term)
+                size += term
+                bits = np.float32(term).view(np.int32)
+                low, high = min(low, bits), max(high, bits)
+            sizes[n, p] = size
+            score += total
+        scores[n] = score
+        ends[0, n], ends[1, n] = low, high
+
+
+@loop(F2, F2, WHOLE, F2)
+def draw(call: Any) -> None:
+    """See `kernels.draw`; `(N, P)`, `(2, N)` and `(N, P)`."""
+    images, sizes, ends, channels, drawn = call[0]
+    first, last = part(images)
+    for n in range(first, last):
+        low, high = ends[0, n], ends[1, n]
+        offset, share = low * np.float32(channels), _ONE / (high - low) if high > low else _ZERO
+        for p in range(sizes.shape[1]):
+            drawn[n, p] += (sizes[n, p] - offset) * share
+
+
+@loop(F3, F3, REAL, F1, F3, F3, F2, I3)
+def clip_terms(call: Any) -> None:
+    """See `kernels.clip_terms`; those of the cap first: `sizes` `(2, N, P)`, `scores` `(2, N)`, `ends` `(2, 2, N)`."""
+    images, gradient, clipped, bound, bias, passed, sizes, scores, ends = call[0]
+    first, last = part(images)
+    cap = np.float32(bound)
+    places, channels = gradient.shape[1:]
+    for n in range(first, last):
+        score, low, high = 0.0, _NONE_YET, np.int32(0)
+        cap_score, cap_low, cap_high = 0.0, _NONE_YET, np.int32(0)
+        for p in range(places):
+            given, result, left = gradient[n, p], clipped[n, p], passed[n, p]
+            total, size = _ZERO, _ZERO
+            cap_total, cap_size = _ZERO, _ZERO
+            for c in range(channels):
+                # Read once, into names: else the compiler asks memory again.
+                here, at = given[c], result[c]
+                held = here if at >= cap else _ZERO
+                let = _ZERO if at >= cap else here
+                let = _ZERO if at <= _ZERO else let
+                left[c] = let
+                cap_total += held
+                held = abs(held)
+                cap_size += held
+                bits = np.float32(held).view(np.int32)
+                cap_low, cap_high = min(cap_low, bits), max(cap_high, bits)
+                term = let * bias[c]
+                total += term
+                term = abs(term)
+                size += term
+                bits = np.float32(term).view(np.int32)
+                low, high = min(low, bits), max(high, bits)
+            sizes[0, n, p], sizes[1, n, p] = cap_size, size
+            score += total
+            cap_score += cap_total
+        scores[0, n], scores[1, n] = cap_score, score
+        ends[0, 0, n], ends[0, 1, n] = cap_low, cap_high
+        ends[1, 0, n], ends[1, 1, n] = low, high
+
+
+@loop(F2, REAL, REAL, F2, F2)
+def clip_slopes(call: Any) -> None:
+    """See `kernels.clip_slopes`; `(R, C)`, and `z0` `(R / N or R, C)`."""
+    rows, z, bottom, top, z0, slope = call[0]
+    first, last = part(rows)
+    low, high = np.float32(bottom), np.float32(top)
+    for r in range(first, last):
+        given, before, found = z[r], z0[r % len(z0)], slope[r]
+        for c in range(z.shape[1]):
+            here, start = given[c], before[c]
+            # What is no number stays none: it is on neither side.
+            above, above0 = low if here < low else here, low if start < low else start
+            made, made0 = high if above > high else above, high if above0 > high else above0
+            quotient = (made - made0) / (here - start)
+            # Of no difference at all the derivative.
+            still = _ONE if start > low else _ZERO
+            still = still if start < high else _ZERO
+            found[c] = still if here == start else quotient
+            given[c] = made
+
+
+@loop(F2, F2, F2, F2, REAL, F2, L1)
+def slopes(call: Any) -> None:
+    """See `kernels.slopes`; `(R, C)`, `z0` and `out0` `(R / N or R, C)`, `counts` `(R,)` how many are near."""
+    rows, z, out, z0, out0, close, slope, counts = call[0]
+    first, last = part(rows)
+    near = np.float32(close)
+    for r in range(first, last):
+        given, before, made, made0, found = z[r], z0[r % len(z0)], out[r], out0[r % len(z0)], slope[r]
+        count = 0
+        for c in range(z.shape[1]):
+            run = given[c] - before[c]
+            found[c] = (made[c] - made0[c]) / run
+            count += abs(run) < near
+        counts[r] = count
+
+
+@loop(F2, F2, REAL, L1, L1, F1)
+def near_ones(call: Any) -> None:
+    """Flat places `(K,)` in `z` of what `slopes` counted, and the means of both ends there.
+
+    A row's first one has the number `starts[r]`, and `starts` has an entry more than there are rows.
+    """
+    rows, z, z0, close, starts, places, half_ways = call[0]
+    first, last = part(rows)
+    near, length = np.float32(close), z.shape[1]
+    for r in range(first, last):
+        found = starts[r]
+        if found < starts[r + 1]:
+            given, before = z[r], z0[r % len(z0)]
+            for c in range(length):
+                if abs(given[c] - before[c]) < near:
+                    places[found] = r * length + c
+                    half_ways[found] = (given[c] + before[c]) / 2
+                    found += 1
+
+
+@inner
+def _mean_and_deviation(row: Array, share: np.float32, eps: np.float32) -> tuple[np.float32, np.float32]:
+    total = _ZERO
+    for c in range(len(row)):
+        total += row[c]
+    mean = total * share
+    squares = _ZERO
+    for c in range(len(row)):
+        centred = row[c] - mean
+        squares += centred * centred
+    return mean, np.float32(np.sqrt(squares * share + eps))
+
+
+@loop(F2, REAL, F2, F1, F1)
+def baseline_norms(call: Any) -> None:
+    """Of baselines `(R, C)` what `norms` needs: the norm, and `(R,)` means and deviations."""
+    rows, z0, added, out0, means, deviations = call[0]
+    first, last = part(rows)
+    of_row, eps = np.float32(1 / z0.shape[1]), np.float32(added)
+    for r in range(first, last):
+        mean, deviation = _mean_and_deviation(z0[r], of_row, eps)
+        means[r], deviations[r] = mean, deviation
+        before, made0 = z0[r], out0[r]
+        for c in range(z0.shape[1]):
+            made0[c] = (before[c] - mean) / deviation
+
+
+@loop(F2, F2, F1, F1, REAL, F2, F2, F1)
+def norms(call: Any) -> None:
+    """See `kernels.norms`; `(R, C)`, `z0` `(R / N or R, C)` with its means and deviations, `scales` `(R,)`."""
+    rows, z, z0, means0, deviations0, added, out, both, scales = call[0]
+    first, last = part(rows)
+    of_row, eps = np.float32(1 / z.shape[1]), np.float32(added)
+    for r in range(first, last):
+        m = r % len(z0)
+        mean, deviation = _mean_and_deviation(z[r], of_row, eps)
+        mean0 = means0[m]
+        scale = _ONE / deviation
+        share = -of_row * scale / (deviation + deviations0[m])
+        given, before, made, held = z[r], z0[m], out[r], both[r]
+        for c in range(z.shape[1]):
+            centred = given[c] - mean
+            made[c] = centred * scale
+            held[c] = (centred + (before[c] - mean0)) * share
+        scales[r] = scale
+
+
+@loop(F2, F2, F2, F1, F2)
+def norms_back(call: Any) -> None:
+    """See `kernels.norms_back`; shapes as in `norms`."""
+    rows, gradient, both, out0, scales, back = call[0]
+    first, last = part(rows)
+    length = gradient.shape[1]
+    for r in range(first, last):
+        given, held, made0, left = gradient[r], both[r], out0[r % len(out0)], back[r]
+        total, shares, handed = _ZERO, _ZERO, _ZERO
+        for c in range(length):
+            here = given[c]
+            total += here
+            shares += held[c]
+            handed += here * made0[c]
+        mean = (scales[r] * total + handed * shares) / np.float32(length)
+        for c in range(length):
+            left[c] = given[c] * scales[r] + held[c] * handed - mean
+
+
+@inner
+def _of_rank(order: Array, coarse: Array, fine: Array, rank: int) -> np.int32:
+    """The number of `order` that has a rank, from 0; `coarse` counts numbers by their upper bits, `fine` is room."""
+    upper, before = 0, 0
+    while before + coarse[upper] <= rank:
+        before += coarse[upper]
+        upper += 1
+    fine[:] = 0
+    for f in range(len(order)):
+        if order[f] >> 15 == upper:
+            fine[order[f] & 0x7FFF] += 1
+    lower = 0
+    while before + fine[lower] <= rank:
+        before += fine[lower]
+        lower += 1
+    return np.int32((upper << 15) + lower)
+
+
+@loop(F2, F2, F1, F2, REAL, REAL, REAL, REAL, WHOLE, F2, I2, I2, I2)
+def advance(call: Any) -> None:
+    """See `kernels.advance`; `(N, F)`, `totals` `(N,)`, and room: `(N, F)`, `(N, 2**16)` and `(N, 2**15)`."""
+    (
+        images, share, length, totals, gradient, low_, high_, middle, near, group, grown, orders, coarses, fines
+    ) = call[0]  # fmt: skip
+    first, last = part(images)
+    features = share.shape[1]
+    low, high, arrived = np.float32(low_), np.float32(high_), np.float32(near)
+    for n in range(first, last):
+        at, path, slope, grew, order = share[n], length[n], gradient[n], grown[n], orders[n]
+        coarse, fine = coarses[n], fines[n]
+        # What it grew is written last, and is room until then.
+        way = grew
+        left = _ZERO
+        for f in range(features):
+            here = at[f] if at[f] > low else low
+            room = high - here
+            room = room if room > _ZERO else _ZERO
+            way[f] = room * path[f]
+            left += way[f]
+            # Features at the top of the band, and those without a way to go, are in no group.
+            size = np.float32(abs(slope[f]))
+            size = _INFINITE if room <= arrived or path[f] == _ZERO else size
+            order[f] = np.float32(size).view(np.int32)
+        left = max(left - (high - np.float32(middle)) * totals[n], _ZERO)
+        coarse[:] = 0
+        for f in range(features):
+            coarse[order[f] >> 15] += 1
+        whole, partly, share_, gone, start = np.int32(-1), np.int32(-1), _ZERO, _ZERO, 0
+        while start < features and partly < 0:
+            threshold = _of_rank(order, coarse, fine, min(start + group, features) - 1)
+            # Equal gradients go together, so a group can be larger than asked for and the next one starts later.
+            start, reach = 0, _ZERO
+            for f in range(features):
+                start += order[f] <= threshold
+                reach += way[f] if order[f] <= threshold else _ZERO
+            if reach <= left:
+                whole = threshold
+            else:
+                partly, share_ = threshold, (left - gone) / (reach - gone)
+            gone = reach
+        for f in range(features):
+            here = at[f] if at[f] > low else low
+            room = high - here
+            room = room if room > _ZERO else _ZERO
+            move = share_ if order[f] <= partly else _ZERO
+            move = _ONE if order[f] <= whole else move
+            here += room * move
+            grew[f] = here - at[f]
+            at[f] = here
+
+
+@loop(F2, F2, REAL, REAL)
+def clip_shares(call: Any) -> None:
+    """See `kernels.clip_shares`; `(R, C)`."""
+    rows, value, whole, top, added = call[0]
+    first, last = part(rows)
+    cap, stabiliser = np.float32(top), np.float32(added)
+    for r in range(first, last):
+        made, found = value[r], whole[r]
+        for c in range(value.shape[1]):
+            here, total = made[c], found[c] + stabiliser
+            clipped = _ZERO if here < _ZERO else here
+            clipped = cap if clipped > cap else clipped
+            made[c] = clipped
+            found[c] = clipped / total
+
+
+@loop(F2, F2)
+def split(call: Any) -> None:
+    """See `kernels.split`; `(R, C)` and `(R, 2 C)`."""
+    rows, x, both = call[0]
+    first, last = part(rows)
+    length = x.shape[1]
+    for r in range(first, last):
+        given, over, under = x[r], both[r, :length], both[r, length:]
+        for c in range(length):
+            here = given[c]
+            # What is no number is none in both.
+            above = _ZERO if here < _ZERO else here
+            over[c] = above
+            under[c] = here - above
+
+
+@loop(F2, F2, F2)
+def unite(call: Any) -> None:
+    """See `kernels.unite`; `(R, 2 C)` and `(R, C)`."""
+    rows, both, gradient, back = call[0]
+    first, last = part(rows)
+    length = back.shape[1]
+    for r in range(first, last):
+        held, of_over, of_under, made = both[r], gradient[r, :length], gradient[r, length:], back[r]
+        for c in range(length):
+            over, under = of_over[c], of_under[c]
+            made[c] = over if held[c] > _ZERO else under
+
+
+@loop(F1, F3, F2, F2)
+def between(call: Any) -> None:
+    """See `kernels.between`; `(P,)`, `(L, P, 3)`, and `(P, 3)`."""
+    pixels, strength, levels, colours, steps = call[0]
+    first, last = part(pixels)
+    top = len(levels) - 1
+    for p in range(first, last):
+        place = strength[p] * np.float32(top)
+        below = min(max(int(place), 0), top - 1)
+        share = place - np.float32(below)
+        for c in range(3):
+            held = levels[below, p, c]
+            step = levels[below + 1, p, c] - held
+            colours[p, c], steps[p, c] = held + step * share, step
+
+
+@loop(F2, F2, REAL, F1)
+def dots(call: Any) -> None:
+    """See `kernels.dots`; `(R, C)` and `(R,)`."""
+    rows, a, b, scale, made = call[0]
+    first, last = part(rows)
+    for r in range(first, last):
+        total = _ZERO
+        for c in range(a.shape[1]):
+            total += a[r, c] * b[r, c]
+        made[r] = total * np.float32(scale)

@@ -1,0 +1,125 @@
+"""Slopes from a baseline (DeepLIFT's Rescale rule)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from salviz.kernels import arrays
+
+
+def clip_slopes(z: Tensor, bounds: tuple[float, float], z0: Tensor, slope: Tensor) -> bool:
+    """A clamp in place, and its change from a baseline over its input's change (DeepLIFT's Rescale rule).
+
+    Args:
+        z: `(N, C, h, w)` input, overwritten.
+        bounds: Of the clamp.
+        z0: The baseline's input, of the same shape or one for all images.
+        slope: Gets the slopes; where there is no change, the derivative.
+
+    Returns:
+        Whether it was done; else nothing was.
+    """
+    if not arrays.is_apt(z, z0, slope) or not arrays.is_baseline(z0, z) or slope.shape != z.shape:
+        return False
+    from salviz.kernels import compiled
+
+    z_ = arrays.places(z)
+    compiled.clip_slopes(len(z_), z_, *bounds, arrays.places(z0), arrays.places(slope))
+    increment_version((z, slope))
+    return True
+
+
+def slopes(
+    z: Tensor, out: Tensor, z0: Tensor, out0: Tensor, near: float, derivative: Callable[[Tensor], Tensor]
+) -> Tensor | None:
+    """A function's change from a baseline over its input's change, or None where PyTorch has to find it.
+
+    Args:
+        z: `(N, ...)` input.
+        out: What the function makes of it.
+        z0: The baseline's input, of the same shape or one for all images.
+        out0: What the function makes of that.
+        near: A change of the input below which its quotient is not to be trusted.
+        derivative: Of the function, `(K,)` -> `(K,)`: counts half-way between what is so near.
+
+    Returns:
+        Of the shape of `z`.
+    """
+    if (
+        not arrays.is_free(z, out, z0, out0)
+        or not arrays.is_baseline(z0, z)
+        or out0.shape != z0.shape
+        or out.shape != z.shape
+    ):
+        return None
+    slope = torch.empty_like(z)
+    given = (z, out, z0, out0, slope)
+    # Of equal shapes one may have its channels last and another not.
+    z_, out_, z0_, out0_, slope_ = (arrays.rows(part, of_features=not z.is_contiguous()) for part in given)
+    if z_ is None or out_ is None or z0_ is None or out0_ is None or slope_ is None:
+        return None
+    from salviz.kernels import compiled
+
+    starts = np.empty(len(z_) + 1, np.int64)
+    compiled.slopes(len(z_), z_, out_, z0_, out0_, near, slope_, starts[1:])
+    starts[0] = 0
+    np.cumsum(starts, out=starts)
+    places, half_ways = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.float32)
+    compiled.near_ones(len(z_), z_, z0_, near, starts, places, half_ways)
+    slope_.reshape(-1)[places] = derivative(torch.from_numpy(half_ways)).numpy()
+    return slope
+
+
+def norms(z: Tensor, z0: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
+    """`(z - mean) / deviation` over the last dimension, and what its way back from a baseline needs; None as above.
+
+    With the centred `c` and its deviation `d` that is `(c + c0) / (-C d (d + d0))`, `c0 / d0` and `1 / d`.
+
+    Args:
+        z: `(N, ..., C)`.
+        z0: The baseline's, of the same shape or one for all images.
+        eps: Added to variances.
+    """
+    if not arrays.is_free(z, z0) or not arrays.is_baseline(z0, z) or z.ndim < 3:
+        return None
+    z_, z0_ = arrays.rows(z), arrays.rows(z0)
+    if z_ is None or z0_ is None:
+        return None
+    from salviz.kernels import compiled
+
+    out, both, out0, scales = np.empty_like(z_), np.empty_like(z_), np.empty_like(z0_), np.empty(len(z_), z_.dtype)
+    means0, deviations0 = np.empty(len(z0_), z_.dtype), np.empty(len(z0_), z_.dtype)
+    compiled.baseline_norms(len(z0_), z0_, eps, out0, means0, deviations0)
+    compiled.norms(len(z_), z_, z0_, means0, deviations0, eps, out, both, scales)
+    made, held, held0 = (torch.from_numpy(part).view(-1, *z.shape[1:]) for part in (out, both, out0))
+    return made, (held, held0, torch.from_numpy(scales).view(*z.shape[:-1], 1))
+
+
+def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> Tensor | None:
+    """The way back through what `norms` makes.
+
+    Args:
+        gradient: `(N, ..., C)`.
+        both: As the others from `norms`.
+        out0: As above.
+        scale: As above.
+    """
+    if (
+        not arrays.is_free(gradient, both, out0)
+        or both.shape != gradient.shape
+        or not arrays.is_baseline(out0, gradient)
+    ):
+        return None
+    given, held, made0 = arrays.rows(gradient.contiguous()), arrays.rows(both), arrays.rows(out0)
+    if given is None or held is None or made0 is None:
+        return None
+    from salviz.kernels import compiled
+
+    back = np.empty_like(given)
+    compiled.norms_back(len(given), given, held, made0, scale.view(-1).numpy(), back)
+    return torch.from_numpy(back).view(gradient.shape)
