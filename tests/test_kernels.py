@@ -302,6 +302,8 @@ def test_parts_along_what_does_not_come_last_are_left_alone() -> None:
         assert not kernels.split(part, dim, both)
         assert not kernels.unite(both, both, dim, torch.zeros_like(part))
         assert not both.any()
+    assert not kernels.split(x, -3, torch.zeros_like(x))
+    assert not kernels.unite(x, x, -3, torch.zeros_like(x))
 
 
 def test_colours_between_levels_and_their_slope() -> None:

@@ -44,7 +44,7 @@ def split(x: Tensor, dim: int, both: Tensor) -> bool:
     if not arrays.is_free(x, both):
         return False
     x_, both_ = arrays.along(x, dim), arrays.along(both, dim)
-    if x_ is None or both_ is None:
+    if x_ is None or both_ is None or both_.shape != (len(x_), 2 * x_.shape[1]):
         return False
     from salviz.kernels import compiled
 
@@ -67,7 +67,7 @@ def unite(both: Tensor, gradient: Tensor, dim: int, back: Tensor) -> bool:
     if not arrays.is_free(both, gradient, back) or gradient.shape != both.shape:
         return False
     both_, gradient_, back_ = (arrays.along(part, dim) for part in (both, gradient, back))
-    if both_ is None or gradient_ is None or back_ is None:
+    if both_ is None or gradient_ is None or back_ is None or both_.shape != (len(back_), 2 * back_.shape[1]):
         return False
     from salviz.kernels import compiled
 

@@ -103,13 +103,14 @@ class _Between(torch.autograd.Function):
             found = torch.addcmul(read, step, (place - below).unsqueeze(-1)), step
         colours, step = found
         ctx.save_for_backward(step)
+        ctx.scale = len(levels) - 1
         return colours
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (step,) = ctx.saved_tensors
-        back = kernels.dots(grad.contiguous(), step, LEVELS - 1)
-        return (grad * step).sum(dim=-1).mul_(LEVELS - 1) if back is None else back, None
+        back = kernels.dots(grad.contiguous(), step, ctx.scale)
+        return (grad * step).sum(dim=-1).mul_(ctx.scale) if back is None else back, None
 
 
 class BlurPyramid:

@@ -112,15 +112,15 @@ class _Split(torch.autograd.Function):
             for x_, over_, under_ in parts(x, *both.chunk(2, dim)):
                 torch.sub(x_, torch.clamp(x_, min=0, out=over_), out=under_)
         ctx.save_for_backward(both)
-        ctx.dim = dim
+        ctx.dim, ctx.shape, ctx.layout = dim, x.shape, layout
         return both
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (both,) = ctx.saved_tensors
-        over, _ = both.chunk(2, ctx.dim)
-        back = torch.empty_like(over)
+        back = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout)
         if not kernels.unite(both, grad, ctx.dim, back):
+            over, _ = both.chunk(2, ctx.dim)
             passes = torch.ops.aten.threshold_backward
             for over_, over_grad_, under_grad_, back_ in parts(over, *grad.chunk(2, ctx.dim), back):
                 # Each where it is asked for. `where` takes ten times as long on a CPU.
