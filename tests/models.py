@@ -1,9 +1,12 @@
 """Small classifiers for tests: hand-made nets and timm's tiny test models with random weights."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import pytest
 import torch
+from _pytest.mark.structures import ParameterSet
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,6 +16,35 @@ from salviz.classifiers.preprocessing import Preprocessing
 from tests.golden import cose_inputs
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+SAMPLE = frozenset(
+    {
+        *(
+            "gradient",
+            "smoothgrad",
+            "full_grad",
+            "integrated_gradients",
+            "deeplift",
+            "grad_cam",
+            "score_cam",
+            "occlusion",
+        ),
+        *("rise", "lime", "meaningful_perturbation", "lrp", "attention_rollout", "legrad", "random"),
+    }
+)
+"""Methods that stand for all of their kind where there are not minutes for every one."""
+
+
+def sampled(cases: Iterable[Any]) -> list[Any]:
+    """Methods, or parameters whose last value is one; all but those of `SAMPLE` run with `pytest -m slow`."""
+    given = [case if isinstance(case, ParameterSet) else pytest.param(case) for case in cases]
+    return [
+        case
+        if case.values[-1] in SAMPLE
+        else pytest.param(*case.values, id=case.id, marks=[*case.marks, pytest.mark.slow])
+        for case in given
+    ]
 
 
 def classifier_of(module: nn.Module, *, size: int | tuple[int, int], classes: int, name: str = "toy") -> Classifier:

@@ -99,6 +99,7 @@ def test_the_prediction_comes_with_whatever_way_through_the_net_was_made(cheap: 
     assert torch.equal(found["edge"].classes, found[cheap].classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer", "forwards"),
     [

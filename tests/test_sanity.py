@@ -31,7 +31,7 @@ def digests(count: int) -> list[str]:
     return [f"image {i}" for i in range(count)]
 
 
-@pytest.mark.parametrize("target", ["original", "argmax"])
+@pytest.mark.parametrize("target", ["original", pytest.param("argmax", marks=pytest.mark.slow)])
 def test_equals_a_plain_loop(target: str) -> None:
     classifier, x = net(), images(3, 96)
     how = Randomisation("top_down", "permute", seed=5)

@@ -41,7 +41,7 @@ def test_recipes_of_twins_differ_in_the_labels_alone() -> None:
         training_set(true, pictures(50))
 
 
-@pytest.mark.parametrize("architecture", ["salviz:small_cnn", "salviz:small_vit"])
+@pytest.mark.parametrize("architecture", ["salviz:small_cnn", pytest.param("salviz:small_vit", marks=pytest.mark.slow)])
 def test_training_learns_is_reproducible_and_can_be_loaded(architecture: str, tmp_path: Path) -> None:
     recipe = replace(QUICK, architecture=architecture, is_augmented=architecture.endswith("cnn"))
     told: list[tuple[int, int]] = []

@@ -85,6 +85,7 @@ def test_logits_are_those_of_the_authors_evaluation(site: Path, published: Path)
     assert twin.predict(x).shape == (2, 1000)
 
 
+@pytest.mark.slow
 def test_a_second_load_needs_no_network(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load("dino_vitb16", device="cpu")
     (site / "dino_vitbase16_linearweights.pth").unlink()

@@ -77,6 +77,8 @@ TABLE = [
 ]  # fmt: skip
 HEAVY = {name for name, _, _, expected in TABLE if expected[1] == "nchw"}
 IDS = [f"{name}-{size[0]}x{size[1]}-{expected[3]}" for name, size, _, expected in TABLE]
+EVERY_THIRD = [pytest.param(n, id=id, marks=[pytest.mark.slow] * bool(n % 3)) for n, id in enumerate(IDS)]
+"""The others with `pytest -m slow`."""
 
 
 @functools.cache
@@ -113,7 +115,7 @@ def build(index: int, device: str = "cpu"):
     return classifier_of(module, size=size, classes=5, name=f"{source}:{name}")
 
 
-@pytest.mark.parametrize("index", range(len(TABLE)), ids=IDS)
+@pytest.mark.parametrize("index", EVERY_THIRD)
 def test_the_rule_finds_the_layer(index: int) -> None:
     classifier = build(index, "meta" if TABLE[index][0] in HEAVY else "cpu")
     where = target_layer(classifier)

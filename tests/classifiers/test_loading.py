@@ -59,6 +59,7 @@ def test_autocast_is_for_passes_that_ask_for_it(lite: Classifier) -> None:
     assert torch.equal(half.forward(x), lite.forward(x))
 
 
+@pytest.mark.slow
 def test_the_untrained_twin(lite: Classifier) -> None:
     state = torch.get_rng_state()
     twin, again, other = untrained(lite), untrained(lite), untrained(lite, seed=1)

@@ -18,6 +18,10 @@ from salviz.errors import ClassifierError
 
 LITE = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 IDS = [*LITE, "mobilenet_v2"]
+REAL = [
+    pytest.param(id, side, marks=[pytest.mark.slow] * (side != 224))
+    for id, side in zip(IDS, [224, 240, 260, 224], strict=True)
+]
 
 
 def loaded(id: str) -> Classifier:
@@ -32,7 +36,7 @@ def best(classifier: Classifier, pixels: np.ndarray, count: int = 5) -> list[str
     return [classifier.labels.short(int(index)) for index in logits[0].topk(count).indices]
 
 
-@pytest.mark.parametrize(("id", "side"), list(zip(IDS, [224, 240, 260, 224], strict=True)))
+@pytest.mark.parametrize(("id", "side"), REAL)
 def test_real_weights_name_real_photographs(id: str, side: int) -> None:
     classifier = loaded(id)
     assert classifier.preprocessing.input_size == (side, side)

@@ -33,7 +33,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("order", ["top_down", "bottom_up", "independent", "full"])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [NETS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NETS[1:])])
 def test_orders(name: str, order: str) -> None:
     classifier = rebuildable(name)
     before, digest = parameters(classifier), weights_digest(classifier.module)
@@ -64,6 +64,7 @@ def test_orders(name: str, order: str) -> None:
     assert weights_digest(classifier.module) == digest
 
 
+@pytest.mark.slow
 def test_what_a_tensor_draws_depends_on_nothing_but_seed_and_name() -> None:
     classifier = rebuildable("test_vit")
     for initialisation in INITIALISATIONS:

@@ -67,6 +67,7 @@ def test_they_know_their_labels_by_heart(id: str) -> None:
     assert accuracy(load(id).module, chosen) == pytest.approx(card(id)["train_accuracy"], abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", ["fashion_cnn", "fashion_vit"])
 def test_their_checkpoints_are_classifiers_on_the_way(id: str) -> None:
     classifier, sample = load(id), fashion_sample()
@@ -77,6 +78,7 @@ def test_their_checkpoints_are_classifiers_on_the_way(id: str) -> None:
     assert accuracy(first.module, sample) < accuracy(classifier.module, sample) - 0.05
 
 
+@pytest.mark.slow
 def test_checkpoints_serve_sensitivity() -> None:
     """COSE's changed models: the map of a net on its way is less like the last one the earlier it is."""
     classifier = load("fashion_cnn")

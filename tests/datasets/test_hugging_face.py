@@ -323,6 +323,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         open_set("hf:org/set")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["", "?stream=6"])
 def test_a_run_over_it_is_the_run_over_the_same_pictures_in_a_folder(tmp_path: Path, options: str) -> None:
     parquet(tmp_path / "set", examples(range(6)))

@@ -23,6 +23,7 @@ def begin(page: Any, pictures: int) -> None:
     page.wait_for_function("location.search.includes('run=')")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_browser_and_its_cases_open_in_explore(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/batch")
     expect(heading(page)).to_have_text("New batch run")

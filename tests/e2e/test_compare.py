@@ -64,6 +64,7 @@ def test_a_link_is_kept_where_the_browser_is_slow_to_load_a_widget(server: Serve
     assert fields(page)["method"] == "gradient"
 
 
+@pytest.mark.slow
 def test_enter_takes_the_best_match(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/compare?methods=edge,random")
     is_complete(page, 2)
@@ -102,6 +103,7 @@ def test_the_pick_goes_along_and_rows_can_be_classes(server: Server, open_page: 
     assert fields(page) == {"image": "sample:espresso", "method": "layer_cam", "rows": "classes"}
 
 
+@pytest.mark.slow
 def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None:
     for name, options in (
         ("compare-narrow", {"viewport": NARROW}),

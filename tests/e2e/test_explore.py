@@ -176,6 +176,7 @@ def test_a_link_travels(server: Server, open_page: Open) -> None:
     assert address(moved) == address(page.get_by_role("img", name="rotate +40.5°"))
 
 
+@pytest.mark.slow
 def test_the_back_button_goes_back(server: Server, open_page: Open) -> None:
     page = open_page(server.url)
     shows(page, "Cat", LITE, "Grad-CAM")
@@ -192,6 +193,7 @@ def test_the_back_button_goes_back(server: Server, open_page: Open) -> None:
     assert fields(page) == {}
 
 
+@pytest.mark.slow
 def test_keyboard_alone_changes_the_method(server: Server, open_page: Open) -> None:
     page = open_page(server.url)
     shows(page, "Cat", LITE, "Grad-CAM")
@@ -211,6 +213,7 @@ def test_keyboard_alone_changes_the_method(server: Server, open_page: Open) -> N
 # Uploads
 
 
+@pytest.mark.slow
 def test_uploads_good_and_bad(server: Server, open_page: Open) -> None:
     page = open_page(server.url)
     shows(page, "Cat", LITE, "Grad-CAM")
@@ -285,6 +288,7 @@ def test_equal_picks_share_one_job_and_cancel_is_ones_own(server: Server, open_p
 # Slow work
 
 
+@pytest.mark.slow
 def test_a_link_to_slow_work_shows_the_photograph(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/?image=sample:espresso&method=occlusion")
     expect(page.get_by_role("button", name="Compute")).to_be_visible()
@@ -339,6 +343,7 @@ def test_what_fails_says_so_and_leaves_the_picture(server: Server, open_page: Op
 # Looking
 
 
+@pytest.mark.slow
 def test_the_slider_shows_stored_maps(server: Server, open_page: Open) -> None:
     page = open_page(server.url)
     laid_back = page.get_by_role("img", name="laid back: SSIM")
@@ -382,6 +387,7 @@ def test_display_choices_neither_scroll_nor_recompute(server: Server, open_page:
     screenshot(page, "display")
 
 
+@pytest.mark.slow
 def test_downloads_hold_what_is_shown(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/?method=layer_cam&image=sample:espresso")
     shows(page, "Espresso", LITE, "LayerCAM")
@@ -414,15 +420,9 @@ def test_downloads_hold_what_is_shown(server: Server, open_page: Open) -> None:
     assert said == {f"{float(row['ssim']):.2f}" for row in rows}
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme"),
-    [
-        ("wide", "light"),
-        ("narrow", "dark"),
-        pytest.param("wide", "dark", marks=pytest.mark.slow),
-        pytest.param("narrow", "light", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", ["wide", "narrow"])
 def test_windows_and_themes(server: Server, open_page: Open, scheme: str, width: str) -> None:
     page = open_page(server.url, viewport=NARROW if width == "narrow" else None, color_scheme=scheme)
     shows(page, "Cat", LITE, "Grad-CAM")
@@ -453,6 +453,7 @@ def test_windows_and_themes(server: Server, open_page: Open, scheme: str, width:
     screenshot(page, f"{width}-{scheme}-whole", whole=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["blur_ig", "kernel_shap"])
 def test_a_formula_is_whole_on_a_phone(server: Server, open_page: Open, method: str) -> None:
     page = open_page(f"{server.url}/?method={method}", viewport=NARROW, color_scheme="dark")

@@ -45,6 +45,7 @@ def test_stages_come_one_by_one_and_the_first_visit_tells_the_papers_story(serve
     screenshot(page, "sanity", whole=True)
 
 
+@pytest.mark.slow
 def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None:
     page = open_page(f"{server.url}/{FEW}", viewport=NARROW, color_scheme="dark")
     is_complete(page, "1 net with random weights")
@@ -52,6 +53,7 @@ def test_narrow_and_dark_nothing_is_cut(server: Server, open_page: Open) -> None
     screenshot(page, "sanity-narrow-dark", whole=True)
 
 
+@pytest.mark.slow
 def test_labels_of_controls_in_a_row_stand_at_one_height(server: Server, open_page: Open) -> None:
     """Beside select boxes, which are higher than the rest, and a button without a label."""
     page = open_page(f"{server.url}/{FEW}")

@@ -506,6 +506,7 @@ def naive_ablation_cam(module, x, name, prefix, classes):
     return torch.stack(maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layer", "prefix"),
     [

@@ -12,7 +12,7 @@ from salviz.classifiers import Classifier
 from salviz.engine import Explained
 from salviz.errors import MethodError, RequestError
 from salviz.targets import PredictedTarget, SeveralTargets, Target, TopTarget
-from tests.models import classifier_of, images, timm_model, toy
+from tests.models import classifier_of, images, sampled, timm_model, toy
 
 QUICK = {"samples": 12, "steps": 3, "iterations": 2, "window": 12, "stride": 10, "segments": 6, "channels": 3}
 BY_SCORES = ["rise", "lime", "kernel_shap", "occlusion", "superpixel_ablation", "score_cam", "ablation_cam"]
@@ -75,7 +75,7 @@ def assert_alike(found: Explained, alone: list[Explained], order: list[int] | No
                 torch.testing.assert_close(ours[row], theirs[0], atol=1e-4, rtol=1e-3, equal_nan=True)
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", sampled(methods.METHODS))
 def test_rows_of_an_image_are_what_each_class_gives_alone(method: str) -> None:
     classifier = net_for(method)
     if methods.get(method).refusal(classifier):
@@ -128,6 +128,7 @@ def test_a_view_is_passed_once_for_all_classes(method: str, batch_size: int) -> 
     assert ticks[-1] == (found.passes, found.passes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rise", "lime", "kernel_shap"])
 def test_each_row_stops_where_it_stops_alone(method: str) -> None:
     """A row that is finished gets no more samples, although its image goes on for another row."""

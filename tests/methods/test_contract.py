@@ -18,7 +18,7 @@ from salviz.errors import Cancelled, MethodError, RequestError, SalvizError
 from salviz.methods.card import _always
 from salviz.support import cheapest
 from salviz.targets import ClassTarget
-from tests.models import classifier_of, images, timm_model, toy
+from tests.models import classifier_of, images, sampled, timm_model, toy
 
 QUICK = {"samples": 3, "steps": 3, "iterations": 2, "window": 60, "stride": 50, "segments": 6, "channels": 3}
 NETS = ["test_resnet", "test_vit"]
@@ -45,7 +45,7 @@ def explain(name, x, method, digests, **options):
     return engine.explain(timm_model(name), x, method=method, parameters=quick(method), digests=digests, **options)
 
 
-@pytest.mark.parametrize(("name", "method"), CASES)
+@pytest.mark.parametrize(("name", "method"), sampled(CASES))
 def test_the_result_depends_neither_on_batch_nor_on_order(name: str, method: str) -> None:
     x, digests = images(3, 160), ["a", "b", "c"]
     whole = explain(name, x, method, digests)
@@ -81,7 +81,7 @@ def assert_unchanged(before: dict, after: dict) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before["values"], after["values"], strict=True))
 
 
-@pytest.mark.parametrize(("name", "method"), CASES)
+@pytest.mark.parametrize(("name", "method"), sampled(CASES))
 def test_the_model_is_left_as_found(name: str, method: str) -> None:
     classifier, x = timm_model(name), images(1, 160)
     published, before = state(classifier.module), state(classifier.runtime)
@@ -140,7 +140,7 @@ class Crashing(nn.Module):
 
 # Transformers are found by the names of their modules: tests/methods/test_attention.py crashes one.
 @pytest.mark.parametrize(
-    "method", [m for m, method in methods.METHODS.items() if method.card.family not in ("controls", "attention")]
+    "method", sampled(m for m, method in methods.METHODS.items() if method.card.family not in ("controls", "attention"))
 )
 def test_a_crashing_forward_leaves_the_model_as_found(method: str) -> None:
     module = Crashing(timm_model("test_resnet").module)
@@ -155,7 +155,7 @@ def test_a_crashing_forward_leaves_the_model_as_found(method: str) -> None:
     classifier.lock.release()
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", sampled(methods.METHODS))
 def test_it_works_under_no_grad_and_inference_mode(method: str) -> None:
     x = images(1, 160)
     plain = explain(net_for(method), x, method, ["a"]).maps
@@ -165,7 +165,7 @@ def test_it_works_under_no_grad_and_inference_mode(method: str) -> None:
         torch.testing.assert_close(explain(net_for(method), x.clone(), method, ["a"]).maps, plain)
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", sampled(methods.METHODS))
 def test_two_threads_get_the_same_as_one(method: str) -> None:
     x = images(2, 160)
     alone = [explain(net_for(method), x[[i]], method, [str(i)]).maps for i in (0, 1)]
@@ -312,7 +312,7 @@ def test_a_net_that_hears_nothing_gets_a_flat_map(name: str, method: str) -> Non
             assert (found.standard_error == 0).all(), "a flat map has no noise"
 
 
-@pytest.mark.parametrize("method", [m for m in methods.METHODS if m != "random"])
+@pytest.mark.parametrize("method", sampled(m for m in methods.METHODS if m != "random"))
 def test_tensors_are_created_where_the_input_is(method: str) -> None:
     """On the meta device a hidden host tensor or round trip is an error."""
     module = timm_model(net_for(method)).module

@@ -18,7 +18,7 @@ from salviz import engine, methods
 from salviz.classifiers.classifier import Classifier
 from salviz.targets import ClassTarget, TopTarget
 from tests.methods.test_contract import CASES, NETS, net_for, quick
-from tests.models import classifier_of, images, timm_model
+from tests.models import classifier_of, images, sampled, timm_model
 
 CLASS, RIVAL = 3, 7
 SETTINGS = {"meaningful_perturbation": {"output": "target"}}
@@ -56,7 +56,7 @@ def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found / scale, expected / scale, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "method"), [case for case in CASES if case.values[1] not in OTHERWISE])
+@pytest.mark.parametrize(("name", "method"), sampled(case for case in CASES if case.values[1] not in OTHERWISE))
 def test_a_contrast_is_the_class_of_a_net_that_has_it_for_a_logit(name: str, method: str) -> None:
     settings = SETTINGS.get(method, {})
     found = explained(timm_model(name), method, CLASS, RIVAL, **settings)
@@ -116,7 +116,7 @@ def test_a_contrast_of_meaningful_perturbation_is_one_of_probabilities(name: str
     assert (found - of_logits).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", sampled(methods.METHODS))
 def test_each_of_the_most_probable_classes_is_explained_as_if_alone(method: str) -> None:
     classifier, x, chosen = timm_model(net_for(method)), images(1, 160), {method: quick(method)}
     found = salviz.explain(classifier, x, methods=chosen, target=TopTarget(2))[method]

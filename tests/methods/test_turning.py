@@ -14,7 +14,7 @@ from torch import nn
 
 from salviz import engine, methods
 from salviz.targets import ClassTarget
-from tests.models import classifier_of, images
+from tests.models import classifier_of, images, sampled
 
 SIZE = (24, 32)
 SETTINGS = {
@@ -143,7 +143,7 @@ def test_whoever_is_exempt_exists() -> None:
     assert set(EXEMPT) <= set(methods.METHODS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS))
 @settings(max_examples=3)
 @given(by=TURNS, seed=SEEDS)
 def test_a_net_with_turned_weights_has_the_turned_map(method: str, by: tuple[int, bool], seed: int) -> None:

@@ -120,6 +120,7 @@ def test_dear_methods_get_small_groups_and_hopeless_runs_no_start(visit_batch: O
     assert "Choose a zip file of pictures." in texts(app)
 
 
+@pytest.mark.slow
 def test_models_follow_the_data_until_somebody_chooses(visit_batch: Open) -> None:
     app = visit_batch()
     app.selectbox(key="new_data").set_value("samples").run()
@@ -189,6 +190,7 @@ def test_visitors_may_not_name_files_of_the_server(visit_batch: Open, tmp_path: 
     assert any("does not offer that weight file" in warning.value for warning in app.warning)
 
 
+@pytest.mark.slow
 def test_what_the_server_offers_can_be_run_over(
     visit_batch: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +410,7 @@ def test_bad_links_cost_a_sentence(visit_batch: Open, fields: dict[str, str], wo
     assert [title.value for title in app.title] == ["New batch run"]
 
 
+@pytest.mark.slow
 def test_links_to_what_a_run_has_not_show_what_it_has(visit_batch: Open, name: str) -> None:
     for part in ("spread", "groups", "strength", "pictures"):
         app = visit_batch(run=name, part=part, score="nonsense.score", of="nobody", sort="nothing", change="none")

@@ -146,7 +146,7 @@ def test_the_columns_agree_with_the_predictions(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[pytest.mark.slow] * bool(n % 3)) for n, name in enumerate(METHODS)]
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * bool(n % 9)) for n, name in enumerate(METHODS)]
 )
 def test_every_method_can_be_picked(
     visit: Visit, tiny: str, tiny_vit: str, method: str, monkeypatch: pytest.MonkeyPatch
@@ -539,6 +539,7 @@ def test_a_link_holds_every_field(visit: Visit, tiny: str) -> None:
     assert metrics_of(again) == metrics_of(app)
 
 
+@pytest.mark.slow
 def test_a_link_holds_the_settings_of_a_method(visit: Visit, tiny: str) -> None:
     app = visit(aug="flip_lr", method="smoothgrad", **{"set.samples": "5"})
     assert works(app)
@@ -599,6 +600,7 @@ def test_a_flat_map_is_told_and_no_other(visit: Visit) -> None:
         assert "no place speaks for it" not in facts
 
 
+@pytest.mark.slow
 def test_masks_that_make_no_difference_are_told_as_such(
     visit: Visit, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -673,6 +675,7 @@ def test_variants_are_sorted_by_the_prediction_whatever_the_label(visit: Visit) 
     assert markdown_of(app).count("COSE counts only images") == 1
 
 
+@pytest.mark.slow
 def test_a_suggestion_typed_as_it_is_shown_is_found(visit: Visit) -> None:
     for typed in ("efficientnet-LITE0", "EfficientNet-Lite0"):
         app = visit(model=typed)
@@ -701,6 +704,7 @@ def test_no_augmentation_at_all(visit: Visit) -> None:
     assert app.query_params["aug"] == ""
 
 
+@pytest.mark.slow
 def test_the_papers_draw_has_48_variants(visit: Visit) -> None:
     kept, changed = cards_of(visit(draw="paper", twin="0"))
     assert len(kept) + len(changed) == 48
@@ -938,6 +942,7 @@ def facts_of(app: AppTest) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_a_completeness_error_is_shown_with_what_it_is_between(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     # However slow the machine is, nothing waits for Compute.
     monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
@@ -952,6 +957,7 @@ def test_a_completeness_error_is_shown_with_what_it_is_between(visit: Visit, mon
     assert "completeness" not in facts_of(visit(method="gradient", aug="flip_lr"))
 
 
+@pytest.mark.slow
 def test_a_standard_error_is_shown_with_its_samples_and_the_passes_made(
     visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -971,6 +977,7 @@ def test_a_standard_error_is_shown_with_its_samples_and_the_passes_made(
     assert made in learned
 
 
+@pytest.mark.slow
 def test_a_tolerance_that_was_not_reached_is_told(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follow, "CHEAP_SECONDS", 1e6)
     facts = facts_of(visit(method="smoothgrad", aug="flip_lr", **{"set.samples": "8", "set.tolerance": "0.01"}))

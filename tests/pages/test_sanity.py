@@ -102,6 +102,7 @@ def test_dear_work_waits_and_can_be_asked_for(sanity: Open, monkeypatch: pytest.
     assert "1 net with random weights" in texts(app)
 
 
+@pytest.mark.slow
 def test_strips_name_only_the_nets_that_are_there(sanity: Open, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a check runs, and after it was stopped."""
     from salviz.sanity import running
@@ -145,6 +146,7 @@ def test_bad_links_cost_a_sentence(sanity: Open, field: str, value: str, sentenc
     assert any(sentence in warning.value for warning in app.warning)
 
 
+@pytest.mark.slow
 def test_unknown_similarity_and_stage_fall_back(sanity: Open) -> None:
     app = sanity(**FAST, order="independent", measure="psnr", stage="nowhere", shown="lime")
     assert not app.exception
@@ -206,6 +208,7 @@ def test_without_a_twin_the_page_offers_the_pair_that_comes_with_salviz(sanity: 
     assert app.query_params["image"] == "fashion:0"
 
 
+@pytest.mark.slow
 def test_pages_keep_their_choices_apart(visit: Callable[..., AppTest]) -> None:
     """From Explore to the checks, to another test, and back: no field of one page is a field of another."""
     assert len({field.key for field in fields.FIELDS}) == len(fields.FIELDS)
