@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from salviz import engine, kernels
-from salviz.kernels import arrays, compiled, team
+from salviz.kernels import arrays, compiled
 from salviz.methods.paths.guided import GuidedPath
 from tests.models import classifier_of
 
@@ -140,13 +140,22 @@ def test_what_does_not_fit_together_is_left_alone() -> None:
     assert kernels.advance(flat, flat[:, :8], flat, flat, (0.0, 1.0, 0.5), arrived=0.0, group=2) is None
 
 
-@pytest.mark.parametrize("is_shared", [True, False])
-def test_more_threads_than_images_are_left_to_other_operators(is_shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    z = last(5, 4, 3, 3, seed=14)
-    monkeypatch.setattr(team, "IS_SHARED", is_shared)
-    for threads, is_done in ((4, True), (5, is_shared), (6, False)):
+@pytest.mark.parametrize("images", [1, 8])
+def test_many_threads_are_left_to_other_operators_however_many_images(
+    images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = last(images, 4, 3, 3, seed=14)
+    for threads, is_done in ((4, True), (5, False)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert (kernels.terms(z, z) is not None) == is_done
+        assert (kernels.terms(z, z[:1, :, :1, :1]) is not None) == is_done
+
+
+def test_a_bias_may_be_part_of_a_larger_tensor() -> None:
+    z, bias = last(2, 4, 3, 3, seed=35), torch.arange(8.0, requires_grad=True)[::2]
+    found = kernels.clip_terms(z, z.clamp(0, 6), 6.0, bias)
+    assert found is not None
+    agrees(found[2], found[0] * bias.detach().view(1, -1, 1, 1))
 
 
 def test_autograd_sees_what_is_overwritten() -> None:

@@ -7,8 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from salviz.kernels import team
-
 Array = NDArray[np.float32]
 
 _FEW = 4
@@ -19,10 +17,9 @@ chain."""
 def is_free(*tensors: Tensor) -> bool:
     """Whether a loop may take them: all of them are float32 on the CPU, with values to work on.
 
-    And there is work for all threads, or they are few: what is added up over an image one thread adds up.
+    And threads are few. How many images there are may not count: an image's last digits would depend on its batch.
     """
-    threads = torch.get_num_threads()
-    return (threads <= _FEW or (team.IS_SHARED and threads <= len(tensors[0]))) and all(
+    return torch.get_num_threads() <= _FEW and all(
         tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() > 0 for tensor in tensors
     )
 

@@ -26,6 +26,8 @@ def terms(gradient: Tensor, constant: Tensor) -> Terms | None:
         constant = constant.contiguous(memory_format=torch.channels_last)
     elif constant.shape != (1, gradient.shape[1], 1, 1):
         return None
+    else:
+        constant = constant.detach().flatten().contiguous().view(1, -1, 1, 1)
     from salviz.kernels import compiled
 
     found = _Found(gradient, 1)
@@ -75,14 +77,19 @@ def clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> t
         The gradient before the clamp; of the gradient where the cap holds, not yet times the cap, the terms; and of
         that before the clamp times the bias.
     """
-    if not arrays.is_apt(clipped) or gradient.shape != clipped.shape or len(bias) != clipped.shape[1]:
+    if (
+        not arrays.is_apt(clipped)
+        or not arrays.is_free(gradient, bias)
+        or gradient.shape != clipped.shape
+        or len(bias) != clipped.shape[1]
+    ):
         return None
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     from salviz.kernels import compiled
 
     found, passed = _Found(clipped, 2), torch.empty_like(clipped)
     compiled.clip_terms(
-        len(clipped), arrays.with_images(gradient), arrays.with_images(clipped), cap, bias.numpy(),
+        len(clipped), arrays.with_images(gradient), arrays.with_images(clipped), cap, bias.detach().contiguous().numpy(),
         arrays.with_images(passed), found.sizes, found.scores, found.ends,
     )  # fmt: skip
     return passed, found.terms(0), found.terms(1)
