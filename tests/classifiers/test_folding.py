@@ -23,9 +23,8 @@ def norms(module: nn.Module) -> int:
         ("test_resnet", 0),
         ("mobilenetv2_035", 0),
         ("tf_efficientnet_lite0", 0),
-        pytest.param(
-            "resnetv2_50x1_bit", None, marks=pytest.mark.slow
-        ),  # standardises its weights and has group norms: nothing to fold
+        # It standardises its weights and has group norms: nothing to fold.
+        pytest.param("resnetv2_50x1_bit", None, marks=pytest.mark.slow),
         pytest.param("densenet121", None, marks=pytest.mark.slow),  # most of its norms stand before their convolutions
         pytest.param("vgg11_bn", 0, marks=pytest.mark.slow),  # a gigabyte of weights in float64
     ],
