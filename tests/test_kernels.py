@@ -136,8 +136,19 @@ def test_what_does_not_fit_together_is_left_alone() -> None:
     assert not kernels.clip_slopes(z, (0.0, 6.0), less, torch.empty_like(z))
     assert not kernels.clip_slopes(z, (0.0, 6.0), z, less)
     assert not kernels.clip_shares(z, less, 6.0, 1e-9)
-    flat = torch.rand(2, 9)
-    assert kernels.advance(flat, flat[:, :8], flat, flat, (0.0, 1.0, 0.5), arrived=0.0, group=2) is None
+    flat, totals = torch.rand(2, 9), torch.ones(2, 1)
+    for given in ((flat, flat[:, :8], totals, flat), (flat, flat, totals[:1], flat), (flat, flat, flat, flat)):
+        parts = [part.contiguous() for part in given]
+        assert kernels.advance(*parts, (0.0, 1.0, 0.5), arrived=0.0, group=2) is None
+    sizes, ends, drawn = torch.rand(2, 3, 3), torch.ones(2, 2), torch.zeros(2, 3, 3)
+    for given in ((sizes, ends, drawn[:1]), (sizes, ends[:1], drawn), (sizes, torch.ones(2, 4)[:, ::2], drawn)):
+        assert not kernels.draw(*given[:2], 4, given[2])
+    assert not drawn.any()
+    norm = kernels.norms(flat[:, None], flat[:, None], 1e-3)
+    assert norm is not None
+    both, out0, scale = norm[1]
+    for bad in (scale[:1], scale.expand(2, 1, 9), torch.ones(2, 2, 1)[:, ::2]):
+        assert kernels.norms_back(flat[:, None], both, out0, bad) is None
 
 
 @pytest.mark.parametrize("images", [1, 8])
@@ -292,8 +303,10 @@ def test_methods_give_the_same_with_and_without(method: str, monkeypatch: pytest
 )
 def test_parts_of_either_sign_and_their_way_back(shape: tuple[int, ...], dim: int, is_last: bool) -> None:
     layout = torch.channels_last if is_last else torch.contiguous_format
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(30)).contiguous(memory_format=layout)
-    x.flatten()[::3] = 0
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(30))
+    x.view(-1)[::3] = 0
+    x = x.contiguous(memory_format=layout)
+    assert (x == 0).any()
     both = torch.cat([x, x], dim=dim).contiguous(memory_format=layout)
     gradient = torch.randn(both.shape, generator=torch.Generator().manual_seed(31)).contiguous(memory_format=layout)
     assert kernels.split(x, dim, both)
@@ -302,6 +315,16 @@ def test_parts_of_either_sign_and_their_way_back(shape: tuple[int, ...], dim: in
     assert kernels.unite(both, gradient, dim, back)
     over, under = gradient.chunk(2, dim=dim)
     assert torch.equal(back, torch.where(x > 0, over, under))
+
+
+def test_parts_of_what_is_no_number_or_infinite() -> None:
+    x = torch.tensor([[torch.nan, torch.inf, -torch.inf]])
+    both, back = torch.empty(1, 6), torch.empty(1, 3)
+    assert kernels.split(x, -1, both)
+    expected = torch.tensor([[torch.nan, torch.inf, 0, torch.nan, 0, -torch.inf]])
+    torch.testing.assert_close(both, expected, rtol=0, atol=0, equal_nan=True)
+    assert kernels.unite(both, torch.arange(6.0)[None], -1, back)
+    assert back.tolist() == [[0, 1, 5]]
 
 
 def test_parts_along_what_does_not_come_last_are_left_alone() -> None:
@@ -337,6 +360,87 @@ def test_colours_between_levels_and_their_slope() -> None:
     for other, others in ((strength.double(), levels), (strength, levels[:1]), (strength[:, :5], levels)):
         assert kernels.between(other, others) is None
     assert kernels.dots(gradient, gradient[..., :2], 1.0) is None
+
+
+def test_colours_of_what_is_no_share_read_no_foreign_memory() -> None:
+    levels = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 1, 1, 5, 3).contiguous()
+    strength = torch.tensor([[[torch.nan, torch.inf, -torch.inf, 1e30, -1e30]]])
+    found = kernels.between(strength, levels)
+    assert found is not None
+    # Beyond the last level, and before the first, the nearest step goes on.
+    torch.testing.assert_close(found[0][0, 0, :, 0], 3 * strength[0, 0], rtol=1e-6, atol=0, equal_nan=True)
+    assert (found[1] == 1).all()
+
+
+@pytest.mark.parametrize("order", [2, 4])
+@pytest.mark.parametrize(
+    ("shape", "is_last"), [((3, 5, 4, 7), True), ((3, 5, 4, 7), False), ((3, 33), False), ((4,), False)]
+)
+def test_moments_of_samples(shape: tuple[int, ...], is_last: bool, order: int) -> None:
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    generator = torch.Generator().manual_seed(38)
+    samples = [torch.randn(shape, generator=generator).contiguous(memory_format=layout) for _ in range(9)]
+    moments, counts = [torch.zeros_like(samples[0]) for _ in range(order)], torch.zeros(len(samples[0]))
+    for sample in samples:
+        counts += 1
+        assert kernels.add_sample(sample, counts, *moments)
+    exact = torch.stack(samples).double()
+    torch.testing.assert_close(moments[0].double(), exact.mean(0), rtol=0, atol=1e-6)
+    for power, sums in enumerate(moments[1:], start=2):
+        torch.testing.assert_close(sums.double(), (exact - exact.mean(0)).pow(power).sum(0), rtol=0, atol=1e-4)
+
+
+def test_moments_in_another_order_of_memory_are_left_alone() -> None:
+    sample, zeros = last(2, 4, 3, 3, seed=39), torch.zeros(2, 4, 3, 3)
+    counts = torch.ones(2)
+    alike = torch.zeros_like(sample)
+    for given in (
+        (sample, counts, zeros, zeros), (sample, counts, alike, zeros), (sample, counts[:1], alike, alike),
+        (sample, counts, alike[:1], alike), (sample.double(), counts, alike.double(), alike.double()),
+        (sample, torch.ones(4)[::2], alike, alike),
+    ):  # fmt: skip
+        assert not kernels.add_sample(*given)
+        assert not any(moment.any() for moment in given[2:])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_results_do_not_depend_on_the_threads(threads: int) -> None:
+    z, z0, bias = last(5, 16, 5, 7, seed=36), last(1, 16, 5, 7, seed=37), torch.randn(16)
+    length, totals, gradient = torch.rand(5, 700), torch.full((5, 1), 350.0), torch.randn(5, 700)
+
+    def all_of_it() -> list[Tensor]:
+        clipped, held, slope, share = z.clamp(0, 6), z.clone(), torch.empty_like(z), torch.zeros_like(length)
+        passed, caps, biases = kernels.clip_terms(z, clipped, 6.0, bias)  # type: ignore[misc]
+        drawn, both, whole, back = torch.zeros(5, 5, 7), torch.empty(5, 32, 5, 7), z.abs(), torch.empty_like(z)
+        both = both.to(memory_format=torch.channels_last)
+        assert kernels.draw(*biases[1:], 16, drawn)
+        assert kernels.clip_slopes(held, (0.0, 6.0), z0, slope)
+        assert kernels.split(z, -3, both)
+        assert kernels.unite(both, both + 1, -3, back)
+        assert kernels.clip_shares(z.clone(), whole, 6.0, 1e-9)
+        normed = kernels.norms(z.contiguous(), z0.contiguous(), 1e-3)
+        assert normed is not None
+        found = [
+            *(kernels.terms(z, z) or ()), passed, *caps, *biases, drawn, held, slope, both, back, whole, normed[0],
+            *normed[1], kernels.norms_back(z.contiguous(), *normed[1]), kernels.dots(normed[0], normed[0], 2.0),
+            kernels.advance(share, length, totals, gradient, (0.0, 1.0, 0.5), arrived=1e-6, group=50), share,
+            *(kernels.between(torch.rand(1, 20, 5), torch.randn(3, 1, 20, 5, 3)) or ()),
+        ]  # fmt: skip
+        return [tensor for tensor in found if tensor is not None]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        torch.manual_seed(0)
+        expected = all_of_it()
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        found = all_of_it()
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == len(expected) == 26
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_where_nothing_may_be_written_loops_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:

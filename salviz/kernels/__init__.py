@@ -5,6 +5,8 @@ What is here does in one loop what a chain does, and says so where it cannot: ca
 then, which every device has.
 """
 
+from salviz.kernels.arrays import layout
+from salviz.kernels.moments import add_sample
 from salviz.kernels.pixels import advance, between, dots
 from salviz.kernels.rescaling import clip_slopes, norms, norms_back, slopes
 from salviz.kernels.shares import clip_shares, split, unite
@@ -12,6 +14,7 @@ from salviz.kernels.sums import Terms, clip_terms, draw, terms
 
 __all__ = [
     "Terms",
+    "add_sample",
     "advance",
     "between",
     "clip_shares",
@@ -19,6 +22,7 @@ __all__ = [
     "clip_terms",
     "dots",
     "draw",
+    "layout",
     "norms",
     "norms_back",
     "slopes",

@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
 _FEW = 4
-"""Threads at the most beside which a loop is worth it wherever it runs: on one it was as fast as two of them on a
-chain."""
+"""Threads up to which a loop takes the place of PyTorch's operators. Where a loop has but one of them (see `team`), it
+still is as fast as a chain of operators on two; more than four may well overtake it there."""
 
 
 def is_free(*tensors: Tensor) -> bool:
@@ -34,12 +34,17 @@ def is_last(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
+def layout(tensor: Tensor) -> torch.memory_format:
+    """The order of its memory: `channels_last`, or else `contiguous_format`."""
+    return torch.channels_last if is_last(tensor) else torch.contiguous_format
+
+
 def is_baseline(z0: Tensor, z: Tensor) -> bool:
     """Whether one may stand for the other's baselines: one for each image, or one for all."""
     return len(z0) in (1, len(z)) and z0.shape[1:] == z.shape[1:]
 
 
-def rows(tensor: Tensor, *, of_features: bool = False) -> Array | None:
+def rows(tensor: Tensor, *, of_features: bool = False) -> Floats | None:
     """`(N, ..., C)` as `(R, C)`, the same memory, or None where its memory is in another order.
 
     Args:
@@ -50,22 +55,31 @@ def rows(tensor: Tensor, *, of_features: bool = False) -> Array | None:
         return places(tensor) if is_last(tensor) else None
     if tensor.ndim < 2 or not tensor.is_contiguous():
         return None
-    found: Array = tensor.detach().view(-1, tensor.shape[-1]).numpy()
+    found: Floats = tensor.detach().view(-1, tensor.shape[-1]).numpy()
     return found
 
 
-def along(tensor: Tensor, dim: int) -> Array | None:
+def along(tensor: Tensor, dim: int) -> Floats | None:
     """As `rows`, with that dimension as the columns; None where it is not the one that comes last in memory."""
     return rows(tensor, of_features=dim == -3) if dim in (-1, -3) else None
 
 
-def with_images(tensor: Tensor) -> Array:
+def images_alike(*tensors: Tensor) -> list[Floats] | None:
+    """`(N, ...)` each as `(N, F)`, the same memory, or None where not all have theirs in the same order."""
+    if all(is_last(tensor) for tensor in tensors):
+        tensors = tuple(tensor.movedim(1, -1) for tensor in tensors)
+    elif not all(tensor.is_contiguous() for tensor in tensors):
+        return None
+    return [tensor.detach().view(len(tensor), -1).numpy() for tensor in tensors]
+
+
+def with_images(tensor: Tensor) -> Floats:
     """`(N, C, h, w)` with its channels last as `(N, h w, C)`, the same memory."""
     images, channels, height, width = tensor.shape
-    found: Array = tensor.detach().permute(0, 2, 3, 1).view(images, height * width, channels).numpy()
+    found: Floats = tensor.detach().permute(0, 2, 3, 1).view(images, height * width, channels).numpy()
     return found
 
 
-def places(tensor: Tensor) -> Array:
+def places(tensor: Tensor) -> Floats:
     """The same as `(N h w, C)`."""
     return with_images(tensor).reshape(-1, tensor.shape[1])

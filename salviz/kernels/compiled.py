@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from salviz.kernels.loops import F1, F2, F3, I2, I3, L1, REAL, WHOLE, Array, inner, loop, part
+from salviz.kernels.loops import F1, F2, F3, I2, I3, L1, REAL, WHOLE, Array, inner, loop, number, part
 
 _ZERO: Any = np.float32(0)
 _ONE: Any = np.float32(1)
@@ -238,16 +238,16 @@ def _of_rank(order: Array, coarse: Array, fine: Array, rank: int) -> np.int32:
 
 @loop(F2, F2, F1, F2, REAL, REAL, REAL, REAL, WHOLE, F2, I2, I2, I2)
 def advance(call: Any) -> None:
-    """See `kernels.advance`; `(N, F)`, `totals` `(N,)`, and room: `(N, F)`, `(N, 2**16)` and `(N, 2**15)`."""
+    """See `kernels.advance`; `(N, F)`, `totals` `(N,)`, and room for each thread: `F`, `2**16` and `2**15`."""
     (
         images, share, length, totals, gradient, low_, high_, middle, near, group, grown, orders, coarses, fines
     ) = call[0]  # fmt: skip
     first, last = part(images)
     features = share.shape[1]
+    order, coarse, fine = orders[number()], coarses[number()], fines[number()]
     low, high, arrived = np.float32(low_), np.float32(high_), np.float32(near)
     for n in range(first, last):
-        at, path, slope, grew, order = share[n], length[n], gradient[n], grown[n], orders[n]
-        coarse, fine = coarses[n], fines[n]
+        at, path, slope, grew = share[n], length[n], gradient[n], grown[n]
         # What it grew is written last, and is room until then.
         way = grew
         left = _ZERO
@@ -316,9 +316,8 @@ def split(call: Any) -> None:
         for c in range(length):
             here = given[c]
             # What is no number is none in both.
-            above = _ZERO if here < _ZERO else here
-            over[c] = above
-            under[c] = here - above
+            over[c] = _ZERO if here < _ZERO else here
+            under[c] = _ZERO if here > _ZERO else here
 
 
 @loop(F2, F2, F2)
@@ -331,7 +330,7 @@ def unite(call: Any) -> None:
         held, of_over, of_under, made = both[r], gradient[r, :length], gradient[r, length:], back[r]
         for c in range(length):
             over, under = of_over[c], of_under[c]
-            made[c] = over if held[c] > _ZERO else under
+            made[c] = under if held[c] <= _ZERO else over
 
 
 @loop(F1, F3, F2, F2)
@@ -342,12 +341,51 @@ def between(call: Any) -> None:
     top = len(levels) - 1
     for p in range(first, last):
         place = strength[p] * np.float32(top)
-        below = min(max(int(place), 0), top - 1)
+        # Compared before it is cut: what is no number, or infinite, is no integer either.
+        inside = place if place > _ZERO else _ZERO
+        below = int(inside) if inside < np.float32(top) else top - 1
         share = place - np.float32(below)
         for c in range(3):
             held = levels[below, p, c]
             step = levels[below + 1, p, c] - held
             colours[p, c], steps[p, c] = held + step * share, step
+
+
+@loop(F2, F1, F2, F2)
+def add_sample(call: Any) -> None:
+    """See `kernels.add_sample`; `(N, F)`, and `counts` `(N,)`."""
+    images, sample, counts, means, squares = call[0]
+    first, last = part(images)
+    for n in range(first, last):
+        given, mean, square, share = sample[n], means[n], squares[n], _ONE / counts[n]
+        for f in range(sample.shape[1]):
+            here, before = given[f], mean[f]
+            delta = here - before
+            after = before + delta * share
+            mean[f] = after
+            square[f] += delta * (here - after)
+
+
+@loop(F2, F1, F2, F2, F2, F2)
+def add_sample_to_four(call: Any) -> None:
+    """As `add_sample`, with the third power and the fourth."""
+    images, sample, counts, means, squares, cubes, fourths = call[0]
+    first, last = part(images)
+    for n in range(first, last):
+        given, mean, square, cube, fourth = sample[n], means[n], squares[n], cubes[n], fourths[n]
+        count = counts[n]
+        share, less = _ONE / count, count - _ONE
+        of_fourth = count * count - np.float32(3) * count + np.float32(3)
+        for f in range(sample.shape[1]):
+            before, held, third = mean[f], square[f], cube[f]
+            delta = given[f] - before
+            step = delta * share
+            term = delta * step * less
+            twice = step * step
+            fourth[f] += term * twice * of_fourth + np.float32(6) * twice * held - np.float32(4) * step * third
+            cube[f] = third + term * step * (count - np.float32(2)) - np.float32(3) * step * held
+            square[f] = held + term
+            mean[f] = before + step
 
 
 @loop(F2, F2, REAL, F1)

@@ -2,6 +2,9 @@
 
 A loop is a C function of one pointer, which every thread calls (see `team`). What the loop works on lies behind the
 pointer as Numba lays out a tuple of arrays and numbers.
+
+What is compiled is kept beside the file of each loop, until that file changes. Whoever changes this one, of which all
+of them have a copy, has to remove what is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from typing import Any
 import llvmlite.binding
 import numba
 import numpy as np
-import torch
 from numba import types
 from numpy.typing import NDArray
 
@@ -40,8 +42,9 @@ def _kept(compiler: Callable[..., Any], *signature: Any) -> Callable[..., Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         try:
             return compiler(*signature, cache=True, **options)(function)
-        except RuntimeError:
-            # There is nowhere to keep it: neither here nor in a home may anything be written.
+        except (OSError, RuntimeError):
+            # There is nowhere to keep it: neither here nor in a home may anything be written, or the disk is full.
+            # What is wrong with the function itself is an error of Numba's own.
             return compiler(*signature, **options)(function)
 
     return decorate
@@ -51,6 +54,12 @@ def inner(function: Callable[..., Any]) -> Callable[..., Any]:
     """Have a function that loops call compiled as they are."""
     compiled: Callable[..., Any] = _kept(numba.njit)(function)
     return compiled
+
+
+@inner
+def number() -> int:
+    """Of this thread, from 0 and below `torch.get_num_threads()`."""
+    return int(_thread())
 
 
 @inner
@@ -88,7 +97,7 @@ class Loop:
             pointer = types.CPointer(given)  # type: ignore[no-untyped-call]
             self._compiled = _kept(numba.cfunc, types.void(pointer))(self._function)
         data = np.array(words, np.int64)
-        team.run(self._compiled.address, data.ctypes.data, min(torch.get_num_threads(), count))
+        team.run(self._compiled.address, data.ctypes.data, is_alone=count == 1)
 
 
 def loop(*given: types.Type) -> Callable[[Callable[[Any], None]], Loop]:
@@ -104,14 +113,17 @@ def loop(*given: types.Type) -> Callable[[Callable[[Any], None]], Loop]:
 
 def _words(given: types.Type, value: Array | float) -> list[int]:
     """A value as the whole numbers of eight bytes that it is in a tuple of Numba's."""
-    if not isinstance(given, types.Array):
-        return [int(value)] if given == WHOLE else list(struct.unpack("q", struct.pack("d", value)))
+    if given == WHOLE and isinstance(value, int | np.integer):
+        return [int(value)]
+    if given == REAL and isinstance(value, int | float | np.integer | np.floating):
+        return list(struct.unpack("q", struct.pack("d", value)))
     if (
-        not isinstance(value, np.ndarray)
-        or value.dtype != np.dtype(str(given.dtype))
-        or value.ndim != given.ndim
-        or not value.flags.c_contiguous
+        isinstance(given, types.Array)
+        and isinstance(value, np.ndarray)
+        and value.dtype == np.dtype(str(given.dtype))
+        and value.ndim == given.ndim
+        and value.flags.c_contiguous
     ):
-        raise TypeError(f"A loop takes {given} and got {value!r}.")
-    # Nobody counts references to it: whoever calls the loop holds it meanwhile.
-    return [0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides]
+        # Nobody counts references to it: whoever calls the loop holds it meanwhile.
+        return [0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides]
+    raise TypeError(f"A loop takes {given} and got {value!r}.")

@@ -77,12 +77,13 @@ def advance(
     given = (share, length, totals, gradient)
     if not arrays.is_free(*given) or not all(part.is_contiguous() for part in given):
         return None
-    if not share.shape == length.shape == gradient.shape:
+    if not share.shape == length.shape == gradient.shape or totals.shape != (len(share), 1):
         return None
     from salviz.kernels import compiled
 
     grown = torch.empty_like(share)
-    rooms = (np.empty((len(share), numbers), np.int32) for numbers in (share.shape[1], 2**16, 2**15))
+    # Each thread has a row of them.
+    rooms = (np.empty((torch.get_num_threads(), numbers), np.int32) for numbers in (share.shape[1], 2**16, 2**15))
     compiled.advance(
         len(share), share.numpy(), length.numpy(), totals.view(-1).numpy(), gradient.numpy(), *band, arrived, group,
         grown.numpy(), *rooms,

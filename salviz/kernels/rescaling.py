@@ -110,9 +110,11 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> T
         scale: As above.
     """
     if (
-        not arrays.is_free(gradient, both, out0)
+        not arrays.is_free(gradient, both, out0, scale)
         or both.shape != gradient.shape
         or not arrays.is_baseline(out0, gradient)
+        or scale.shape != (*gradient.shape[:-1], 1)
+        or not scale.is_contiguous()
     ):
         return None
     given, held, made0 = arrays.rows(gradient.contiguous()), arrays.rows(both), arrays.rows(out0)

@@ -35,7 +35,7 @@ def split(x: Tensor, dim: int, both: Tensor) -> bool:
 
     Args:
         x: `(N, ...)`.
-        dim: From the end.
+        dim: Of a split layer's channels: -1, or -3 of features; others are left alone.
         both: Gets them; twice as long in that dimension.
 
     Returns:

@@ -54,13 +54,16 @@ def draw(sizes: Tensor, ends: Tensor, channels: int, drawn: Tensor) -> bool:
     Returns:
         Whether it was done; else nothing was.
     """
-    if not arrays.is_free(sizes, ends, drawn):
+    given = (sizes, ends, drawn)
+    if not arrays.is_free(*given) or not all(part.is_contiguous() for part in given):
+        return False
+    if drawn.shape != sizes.shape or ends.shape != (2, len(sizes)):
         return False
     from salviz.kernels import compiled
 
     compiled.draw(
-        len(sizes), sizes.flatten(1).numpy(), ends.numpy(), channels, drawn.view(len(drawn), -1).numpy()
-    )  # fmt: skip
+        len(sizes), sizes.view(len(sizes), -1).numpy(), ends.numpy(), channels, drawn.view(len(drawn), -1).numpy()
+    )
     return True
 
 

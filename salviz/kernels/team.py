@@ -6,8 +6,6 @@ A second set of threads would get in their way: between operators PyTorch's wait
 from __future__ import annotations
 
 import ctypes
-import os
-from pathlib import Path
 
 import torch
 
@@ -16,37 +14,40 @@ FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def _openmp() -> ctypes.CDLL | None:
-    """PyTorch's OpenMP, or None where it has another one than GNU's, or another way to run in parallel."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
-        try:
-            # Only if it is loaded, hence in use: else another library of that name came first.
-            return ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        except (OSError, AttributeError):
-            continue
-    return None
+    """The OpenMP that PyTorch's own calls lead to, or None where that is not one as GNU has it, or none at all.
+
+    PyTorch loads what it depends on for the whole process to see, and both look there first.
+    """
+    try:
+        found = ctypes.CDLL(None)
+        known = (found.GOMP_parallel, found.omp_get_thread_num, found.omp_get_num_threads)
+    except (AttributeError, OSError, TypeError):
+        return None
+    is_used = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
+    return found if is_used and all(known) else None
 
 
-_OPENMP = _openmp()
-IS_SHARED = _OPENMP is not None
-"""Whether other functions can run on PyTorch's threads."""
+OPENMP = _openmp()
+"""What other functions can run on PyTorch's threads with, or None."""
 
 _alone = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0), ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 1)
-_which = _alone if _OPENMP is None else (_OPENMP.omp_get_thread_num, _OPENMP.omp_get_num_threads)
+_which = _alone if OPENMP is None else (OPENMP.omp_get_thread_num, OPENMP.omp_get_num_threads)
 THREAD, THREADS = (ctypes.cast(function, ctypes.c_void_p).value for function in _which)
 """Addresses of C functions `() -> int` that tell a thread its number, and how many there are."""
 
 
-def run(function: int, data: int, threads: int) -> None:
+def run(function: int, data: int, *, is_alone: bool = False) -> None:
     """Call a function in each of PyTorch's threads, or once where there are none to be had.
 
+    In all of them: OpenMP ends the threads that a smaller team leaves out, and PyTorch's next operator makes new ones.
+
     Args:
-        function: Address of a `FUNCTION`, which may not touch Python.
+        function: Address of a `FUNCTION`. It runs where the interpreter's lock is not held.
         data: Address of what it is given.
-        threads: At the most.
+        is_alone: Whether it is called once anyway.
     """
-    if _OPENMP is None or threads <= 1:
+    threads = torch.get_num_threads()
+    if OPENMP is None or is_alone or threads == 1:
         FUNCTION(function)(data)
     else:
-        _OPENMP.GOMP_parallel(
-            ctypes.c_void_p(function), ctypes.c_void_p(data), ctypes.c_uint(threads), ctypes.c_uint(0)
-        )
+        OPENMP.GOMP_parallel(ctypes.c_void_p(function), ctypes.c_void_p(data), ctypes.c_uint(threads), ctypes.c_uint(0))

@@ -310,8 +310,10 @@ def gaussian_noise(x: Tensor, level: float, generators: Sequence[torch.Generator
         `(N, 3, H, W)`.
     """
     ranges = x.amax(dim=(1, 2, 3), keepdim=True) - x.amin(dim=(1, 2, 3), keepdim=True)
-    drawn = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype).to(x.device) for g in generators]
-    return torch.stack(drawn) * (level * ranges)
+    drawn = torch.empty(x.shape, dtype=x.dtype, device=generators[0].device)
+    for noise, generator in zip(drawn, generators, strict=True):
+        noise.normal_(generator=generator)
+    return drawn.to(x.device).mul_(level * ranges)
 
 
 def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from salviz import kernels
 from salviz.methods.card import Parameter
 from salviz.work import Work
 
@@ -47,9 +48,11 @@ class Estimate:
     """Mean and variance of a stream of samples, every image with its own count (Welford's recurrence).
 
     Attributes:
-        mean: `(N, ...)`.
         count: `(N,)` samples so far.
     """
+
+    _ORDER = 2
+    """The highest power of the samples' deviations that is summed."""
 
     def __init__(self, like: Tensor) -> None:
         """Start empty.
@@ -57,9 +60,13 @@ class Estimate:
         Args:
             like: `(N, ...)` of a sample's shape, type and device.
         """
-        self.mean = torch.zeros_like(like)
-        self._squares = torch.zeros_like(like)
+        self._moments = [torch.zeros_like(like) for _ in range(self._ORDER)]
         self.count = torch.zeros(len(like), device=like.device)
+
+    @property
+    def mean(self) -> Tensor:
+        """`(N, ...)`."""
+        return self._moments[0]
 
     def add(self, sample: Tensor, rows: Tensor | None = None) -> None:
         """Take one more sample.
@@ -68,21 +75,23 @@ class Estimate:
             sample: `(N, ...)`, or `(R, ...)` for some rows.
             rows: `(R,)` indices of the images it belongs to; all where None.
         """
-        if rows is None or len(rows) == len(self.mean):
-            self.count += 1
-            delta = sample - self.mean
-            self.mean += delta / self._wide(self.count)
-            self._squares.addcmul_(delta, sample - self.mean)
+        if rows is not None and len(rows) < len(self.count):
+            self.count[rows] += 1
+            moments = [moment[rows] for moment in self._moments]
+            _take(sample, self._wide(self.count[rows]), *moments)
+            for moment, taken in zip(self._moments, moments, strict=True):
+                moment[rows] = taken
             return
-        self.count[rows] += 1
-        delta = sample - self.mean[rows]
-        mean = self.mean[rows] + delta / self._wide(self.count[rows])
-        self._squares[rows] += delta * (sample - mean)
-        self.mean[rows] = mean
+        self.count += 1
+        # In two orders of memory each step takes several times as long.
+        layout = kernels.layout(sample)
+        self._moments = [moment.contiguous(memory_format=layout) for moment in self._moments]
+        if not kernels.add_sample(sample, self.count, *self._moments):
+            _take(sample, self._wide(self.count), *self._moments)
 
     def variance(self, *, ddof: int = 1) -> Tensor:
         """`(N, ...)` variance of the samples; zero before there are enough."""
-        return self._squares / self._wide((self.count - ddof).clamp(min=1))
+        return self._moments[1] / self._wide((self.count - ddof).clamp(min=1))
 
     def error(self) -> Tensor:
         """`(N,)` standard error of the mean, as a share of the mean map's own spread over its places.
@@ -97,28 +106,25 @@ class Estimate:
         return values.view(-1, *(1,) * (self.mean.ndim - 1))
 
 
+def _take(sample: Tensor, count: Tensor, mean: Tensor, squares: Tensor, *further: Tensor) -> None:
+    """As `kernels.add_sample`, of whatever PyTorch computes with; `count` has a sample's dimensions."""
+    delta = sample - mean
+    step = delta / count
+    if further:
+        cubes, fourths = further
+        term = delta * step * (count - 1)
+        fourths += (
+            term * step.square() * (count * count - 3 * count + 3) + 6 * step.square() * squares - 4 * step * cubes
+        )
+        cubes += term * step * (count - 2) - 3 * step * squares
+    mean += step
+    squares.addcmul_(delta, sample - mean)
+
+
 class VarianceEstimate(Estimate):
     """Also how sure the variance is, from the third and fourth central moments (Pébay, SAND2008-6212, eq. 2.1)."""
 
-    def __init__(self, like: Tensor) -> None:
-        """Start empty; see `Estimate`."""
-        super().__init__(like)
-        self._cubes = torch.zeros_like(like)
-        self._fourths = torch.zeros_like(like)
-
-    def add(self, sample: Tensor, rows: Tensor | None = None) -> None:
-        """Take one more sample; see `Estimate.add`."""
-        chosen = slice(None) if rows is None or len(rows) == len(self.mean) else rows
-        n = self._wide(self.count[chosen] + 1)
-        delta = sample - self.mean[chosen]
-        step = delta / n
-        term = delta * step * (n - 1)
-        squares, cubes = self._squares[chosen], self._cubes[chosen]
-        self._fourths[chosen] += (
-            term * step.square() * (n * n - 3 * n + 3) + 6 * step.square() * squares - 4 * step * cubes
-        )
-        self._cubes[chosen] = cubes + term * step * (n - 2) - 3 * step * squares
-        super().add(sample, rows)
+    _ORDER = 4
 
     def variance_error(self) -> Tensor:
         """`(N,)` standard error of `variance(ddof=0)`, as a share of that map's own spread; see `Estimate.error`.
@@ -129,10 +135,11 @@ class VarianceEstimate(Estimate):
         NaN before the third sample.
         """
         n = self._wide(self.count)
-        spread = (self._fourths / n - (self._squares / n).square()).clamp(min=0)
+        _, squares, _, fourths = self._moments
+        spread = (fourths / n - (squares / n).square()).clamp(min=0)
         # With n below the variance instead of n - 1 it is smaller by that factor, and its error too.
-        squares = spread * (n - 1) / (n - 2).square()
-        noise = squares.flatten(1).mean(dim=1).sqrt()
+        errors = spread * (n - 1) / (n - 2).square()
+        noise = errors.flatten(1).mean(dim=1).sqrt()
         found = relative_error(noise, self.variance(ddof=0), self.count)
         return torch.where(self.count >= 3, found, torch.full_like(found, float("nan")))
 

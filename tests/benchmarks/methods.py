@@ -85,7 +85,8 @@ class Counter(TorchFunctionMode):
     """Image passes that are really made, by the convolutions and linear maps with the shapes of the net's own weights.
 
     A rule that runs a layer a second time with other weights is charged with a second pass through it, and with two
-    where it has joined two such layers in one of twice the inputs.
+    where it has joined two such layers in one of twice the inputs. A shape that may be either counts once: a method's
+    passes may be more than are counted, and never fewer.
 
     Attributes:
         forward: Images times the share of layers they went through.

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from salviz import kernels
 from salviz.work import Work
@@ -107,6 +108,7 @@ class _Between(torch.autograd.Function):
         return colours
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (step,) = ctx.saved_tensors
         back = kernels.dots(grad.contiguous(), step, ctx.scale)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from salviz import kernels
@@ -155,6 +156,7 @@ class _RescaledNorm(torch.autograd.Function):
         return centred / d
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         both, out0, scale = ctx.saved_tensors
         found = kernels.norms_back(grad, both, out0, scale)

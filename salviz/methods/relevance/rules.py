@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from salviz import kernels
 from salviz.classifiers.lean import kernel_of_ones
@@ -105,17 +106,18 @@ class _Split(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         shape = list(x.shape)
         shape[dim] *= 2
-        is_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_last else torch.contiguous_format
+        layout = kernels.layout(x)
         both = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
         if not kernels.split(x, dim, both):
             for x_, over_, under_ in parts(x, *both.chunk(2, dim)):
-                torch.sub(x_, torch.clamp(x_, min=0, out=over_), out=under_)
+                torch.clamp(x_, min=0, out=over_)
+                torch.clamp(x_, max=0, out=under_)
         ctx.save_for_backward(both)
         ctx.dim, ctx.shape, ctx.layout = dim, x.shape, layout
         return both
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (both,) = ctx.saved_tensors
         back = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.layout)
@@ -227,14 +229,17 @@ def _positive_part(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None,
     above = None if bias is None else bias.clamp(min=0)
     if is_positive:
         return layer(x, weight.clamp(min=0), above)
-    over, under = weight.clamp(min=0), weight.clamp(max=0)
     # Dimensions before the channels: the batch and, of what linear layers read, more.
     channels = 1 - weight.ndim
     if x.shape[channels] == weight.shape[1]:
         # One layer of twice the inputs: its output, which is mostly larger, is written once.
-        return layer(_Split.apply(x, channels), torch.cat([over, under], dim=1), above)
+        joined = torch.cat([weight.detach()] * 2, dim=1)
+        over, under = joined.chunk(2, dim=1)
+        over.clamp_(min=0)
+        under.clamp_(max=0)
+        return layer(_Split.apply(x, channels), joined, above)
     positive, negative = _Split.apply(x, 0).chunk(2)
-    return layer(positive, over, above).add_(layer(negative, under, None))
+    return layer(positive, weight.clamp(min=0), above).add_(layer(negative, weight.clamp(max=0), None))
 
 
 def z_plus(keeps_bias: bool) -> Rule:
