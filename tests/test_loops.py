@@ -128,7 +128,7 @@ z = torch.randn(5, 4, 3, 3).to(memory_format=torch.channels_last)
 for threads in (2, 1):
     torch.set_num_threads(threads)
     found = kernels.terms(z, z)
-    torch.testing.assert_close(found[1], (z * z).sum(1))
+    torch.testing.assert_close(found[0], (z * z).sum((1, 2, 3)))
 assert compiled.terms._compiled.cache_hits == int(sys.argv[1]), compiled.terms._compiled.cache_hits
 """
     for hits in (0, 1):
@@ -148,6 +148,5 @@ torch.set_num_threads(3)
 z = torch.randn(5, 4, 3, 3).to(memory_format=torch.channels_last)
 found = kernels.terms(z, z)
 torch.testing.assert_close(found[0], (z * z).sum((1, 2, 3)))
-torch.testing.assert_close(found[1], (z * z).sum(1))
 """
     _in_a_new_process(script, tmp_path)

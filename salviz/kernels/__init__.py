@@ -10,7 +10,7 @@ from salviz.kernels.moments import add_sample
 from salviz.kernels.pixels import advance, between, dots
 from salviz.kernels.rescaling import clip_slopes, norms, norms_back, slopes
 from salviz.kernels.shares import clip_shares, split, unite
-from salviz.kernels.sums import Terms, clip_terms, draw, terms
+from salviz.kernels.sums import Terms, clip_terms, terms
 
 __all__ = [
     "Terms",
@@ -21,7 +21,6 @@ __all__ = [
     "clip_slopes",
     "clip_terms",
     "dots",
-    "draw",
     "layout",
     "norms",
     "norms_back",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from salviz.kernels.loops import F1, F2, F3, I2, I3, L1, REAL, WHOLE, Array, inner, loop, number, part
+from salviz.kernels.loops import F1, F2, F3, I2, L1, REAL, WHOLE, Array, inner, loop, number, part
 
 _ZERO: Any = np.float32(0)
 _ONE: Any = np.float32(1)
@@ -19,10 +19,19 @@ _INFINITE: Any = np.float32(np.inf)
 _NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
 
 
-@loop(F3, F3, F2, F1, I2)
+@inner
+def _rescale(sizes: Array, low_bits: np.int32, high_bits: np.int32, channels: int) -> None:
+    """Change sums of sizes, so that each size lies between 0 and 1; or is 0, where all are alike."""
+    low, high = np.int32(low_bits).view(np.float32), np.int32(high_bits).view(np.float32)
+    offset, share = low * np.float32(channels), _ONE / (high - low) if high > low else _ZERO
+    for p in range(len(sizes)):
+        sizes[p] = (sizes[p] - offset) * share
+
+
+@loop(F3, F3, F1, F2)
 def terms(call: Any) -> None:
-    """See `kernels.terms`; `constant` `(1 or N, 1 or P, C)`, `sizes` `(N, P)`, `scores` `(N,)`, `ends` `(2, N)`."""
-    images, gradient, constant, sizes, scores, ends = call[0]
+    """See `kernels.terms`; `constant` `(1 or N, 1 or P, C)`, `scores` `(N,)`, `drawn` `(N, P)`."""
+    images, gradient, constant, scores, drawn = call[0]
     first, last = part(images)
     places, channels = gradient.shape[1:]
     for n in range(first, last):
@@ -37,28 +46,16 @@ def terms(call: Any) -> None:
                 size += term
                 bits = np.float32(term).view(np.int32)
                 low, high = min(low, bits), max(high, bits)
-            sizes[n, p] = size
+            drawn[n, p] = size
             score += total
         scores[n] = score
-        ends[0, n], ends[1, n] = low, high
+        _rescale(drawn[n], low, high, channels)
 
 
-@loop(F2, F2, WHOLE, F2)
-def draw(call: Any) -> None:
-    """See `kernels.draw`; `(N, P)`, `(2, N)` and `(N, P)`."""
-    images, sizes, ends, channels, drawn = call[0]
-    first, last = part(images)
-    for n in range(first, last):
-        low, high = ends[0, n], ends[1, n]
-        offset, share = low * np.float32(channels), _ONE / (high - low) if high > low else _ZERO
-        for p in range(sizes.shape[1]):
-            drawn[n, p] += (sizes[n, p] - offset) * share
-
-
-@loop(F3, F3, REAL, F1, F3, F3, F2, I3)
+@loop(F3, F3, REAL, F1, F3, F2, F3)
 def clip_terms(call: Any) -> None:
-    """See `kernels.clip_terms`; those of the cap first: `sizes` `(2, N, P)`, `scores` `(2, N)`, `ends` `(2, 2, N)`."""
-    images, gradient, clipped, bound, bias, passed, sizes, scores, ends = call[0]
+    """See `kernels.clip_terms`; those of the cap first: `scores` `(2, N)`, `drawn` `(2, N, P)`."""
+    images, gradient, clipped, bound, bias, passed, scores, drawn = call[0]
     first, last = part(images)
     cap = np.float32(bound)
     places, channels = gradient.shape[1:]
@@ -87,12 +84,12 @@ def clip_terms(call: Any) -> None:
                 size += term
                 bits = np.float32(term).view(np.int32)
                 low, high = min(low, bits), max(high, bits)
-            sizes[0, n, p], sizes[1, n, p] = cap_size, size
+            drawn[0, n, p], drawn[1, n, p] = cap_size, size
             score += total
             cap_score += cap_total
         scores[0, n], scores[1, n] = cap_score, score
-        ends[0, 0, n], ends[0, 1, n] = cap_low, cap_high
-        ends[1, 0, n], ends[1, 1, n] = low, high
+        _rescale(drawn[0, n], cap_low, cap_high, channels)
+        _rescale(drawn[1, n], low, high, channels)
 
 
 @loop(F2, REAL, REAL, F2, F2)

@@ -24,7 +24,7 @@ from salviz.kernels import team
 Array = NDArray[Any]
 
 F1, F2, F3 = (types.Array(types.float32, dimensions, "C") for dimensions in (1, 2, 3))
-I2, I3 = (types.Array(types.int32, dimensions, "C") for dimensions in (2, 3))
+I2 = types.Array(types.int32, 2, "C")
 L1 = types.Array(types.int64, 1, "C")
 REAL, WHOLE = types.float64, types.int64
 

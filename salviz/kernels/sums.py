@@ -8,9 +8,9 @@ from torch import Tensor
 
 from salviz.kernels import arrays
 
-Terms = tuple[Tensor, Tensor, Tensor]
-"""Of terms `(N, C, h, w)`: `(N,)` their sum; `(N, h, w)` their sizes, added up over the channels; `(2, N)` the smallest
-and the largest size."""
+Terms = tuple[Tensor, Tensor]
+"""Of terms `(N, C, h, w)`: `(N,)` their sum; `(N, h, w)` their sizes, rescaled so that an image's smallest one is 0 and
+its largest 1, or to 0 where all are alike, and then added up over the channels."""
 
 
 def terms(gradient: Tensor, constant: Tensor) -> Terms | None:
@@ -32,39 +32,9 @@ def terms(gradient: Tensor, constant: Tensor) -> Terms | None:
 
     found = _Found(gradient, 1)
     compiled.terms(
-        len(gradient),
-        arrays.with_images(gradient),
-        arrays.with_images(constant),
-        found.sizes[0],
-        found.scores[0],
-        found.ends[0],
+        len(gradient), arrays.with_images(gradient), arrays.with_images(constant), found.scores[0], found.drawn[0]
     )
     return found.terms(0)
-
-
-def draw(sizes: Tensor, ends: Tensor, channels: int, drawn: Tensor) -> bool:
-    """Add a layer's sizes, rescaled so that they lie between 0 and 1 in every channel; nothing where all are alike.
-
-    Args:
-        sizes: `(N, h, w)`, added up over the channels.
-        ends: `(2, N)` the smallest and the largest in any channel.
-        channels: Of the layer.
-        drawn: `(N, h, w)`, added to.
-
-    Returns:
-        Whether it was done; else nothing was.
-    """
-    given = (sizes, ends, drawn)
-    if not arrays.is_free(*given) or not all(part.is_contiguous() for part in given):
-        return False
-    if drawn.shape != sizes.shape or ends.shape != (2, len(sizes)):
-        return False
-    from salviz.kernels import compiled
-
-    compiled.draw(
-        len(sizes), sizes.view(len(sizes), -1).numpy(), ends.numpy(), channels, drawn.view(len(drawn), -1).numpy()
-    )
-    return True
 
 
 def clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> tuple[Tensor, Terms, Terms] | None:
@@ -93,7 +63,7 @@ def clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> t
     found, passed = _Found(clipped, 2), torch.empty_like(clipped)
     compiled.clip_terms(
         len(clipped), arrays.with_images(gradient), arrays.with_images(clipped), cap,
-        bias.detach().contiguous().numpy(), arrays.with_images(passed), found.sizes, found.scores, found.ends,
+        bias.detach().contiguous().numpy(), arrays.with_images(passed), found.scores, found.drawn,
     )  # fmt: skip
     return passed, found.terms(0), found.terms(1)
 
@@ -103,13 +73,9 @@ class _Found:
 
     def __init__(self, like: Tensor, count: int) -> None:
         images, _, *self._size = like.shape
-        self.sizes = np.empty((count, images, self._size[0] * self._size[1]), np.float32)
         self.scores = np.empty((count, images), np.float32)
-        # Numbers that are never negative have the order of their bits.
-        self.ends = np.empty((count, 2, images), np.int32)
+        self.drawn = np.empty((count, images, self._size[0] * self._size[1]), np.float32)
 
     def terms(self, place: int) -> Terms:
         """Of one set."""
-        ends = torch.from_numpy(self.ends[place].view(np.float32))
-        sizes = torch.from_numpy(self.sizes[place]).view(-1, *self._size)
-        return torch.from_numpy(self.scores[place]), sizes, ends
+        return torch.from_numpy(self.scores[place]), torch.from_numpy(self.drawn[place]).view(-1, *self._size)

@@ -95,6 +95,11 @@ class Activation:
     is_inplace: bool = False
 
 
+def reads_attribute(func: Any) -> bool:
+    """Whether a call reads a tensor's shape, type or the like: those are far more than the calls that compute."""
+    return getattr(func, "__name__", "") == "__get__"
+
+
 def as_activation(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Activation | None:
     """The activation that a call seen by a `TorchFunctionMode` is, or None where it is something else.
 

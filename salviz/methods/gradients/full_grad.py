@@ -16,7 +16,7 @@ from salviz.classifiers.classifier import Classifier
 from salviz.classifiers.lean import clip_
 from salviz.methods.card import Attribution, MethodCard, register, two_passes
 from salviz.methods.gradients.terms import Bias, ClipWithTerms, FullGradTerms, under
-from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product, overwrite
+from salviz.methods.rectifiers import HOMOGENEOUS, Activation, as_activation, as_product, overwrite, reads_attribute
 from salviz.targets import Target
 from salviz.work import Work
 
@@ -46,6 +46,8 @@ class _BiasMode(TorchFunctionMode):
     ) -> Any:
         """Run the call and watch what it adds."""
         kwargs = kwargs or {}
+        if reads_attribute(func):
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _ATTENTION:
             self.attention = True

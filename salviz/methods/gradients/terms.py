@@ -55,28 +55,22 @@ class FullGradTerms:
             found = _joined(
                 _seen(torch.mul(given, held, out=scratch[: len(given)])) for given, held in parts(gradient, constant)
             )
-        self.take(found, gradient.shape[1])
+        self.take(found)
 
-    def take(self, found: Terms, channels: int, scale: float = 1.0) -> None:
+    def take(self, found: Terms, scale: float = 1.0) -> None:
         """Terms of a layer.
 
         Args:
             found: What there is to know of them.
-            channels: Of the layer.
-            scale: What all of them are still to be multiplied by; positive.
+            scale: What all of them are still to be multiplied by; positive. What is drawn does not change with it.
         """
-        scores, sizes, ends = found
-        self.score.add_(scores, alpha=scale)
-        key = (sizes.shape[1], sizes.shape[2])
-        if key not in self._drawn:
-            self._drawn[key] = torch.zeros_like(sizes)
-        drawn = self._drawn[key]
-        if kernels.draw(sizes, ends, channels, drawn):
-            return
-        low, high = ends.unsqueeze(2).unsqueeze(3)
-        span = high - low
-        # Rescaling, which no scale of the terms changes, is the same for all channels, so it can follow their sum.
-        drawn.addcmul_(sizes - channels * low, torch.where(span > 0, 1 / span, torch.zeros_like(span)))
+        score, drawn = found
+        self.score.add_(score, alpha=scale)
+        key = (drawn.shape[1], drawn.shape[2])
+        if key in self._drawn:
+            self._drawn[key].add_(drawn)
+        else:
+            self._drawn[key] = drawn
 
     def saliency(self, size: tuple[int, int]) -> Tensor:
         """The paper's map: `(N, height, width)`, never negative."""
@@ -95,13 +89,16 @@ def _seen(terms: Tensor) -> Terms:
     """
     score = terms.sum(dim=(1, 2, 3))
     size = terms.abs_()
-    return score, size.sum(dim=1), torch.stack([_smallest(size), size.amax(dim=(1, 2, 3))])
+    low, high = (end.view(-1, 1, 1) for end in (_smallest(size), size.amax(dim=(1, 2, 3))))
+    span = high - low
+    # Rescaling is the same for all channels, so it can follow their sum.
+    return score, (size.sum(dim=1) - size.shape[1] * low) * torch.where(span > 0, 1 / span, torch.zeros_like(span))
 
 
 def _joined(found: Iterable[Terms]) -> Terms:
     """Of all pictures, from what was seen of some at a time."""
-    scores, sizes, ends = zip(*found, strict=True)
-    return torch.cat(scores), torch.cat(sizes), torch.cat(ends, dim=1)
+    scores, drawn = zip(*found, strict=True)
+    return torch.cat(scores), torch.cat(drawn)
 
 
 def _smallest(size: Tensor) -> Tensor:
@@ -138,7 +135,7 @@ class Bias:
     def tell(self, terms: FullGradTerms, gradient: Tensor) -> None:
         """Give the terms their share, once the gradient at the layer is whole."""
         if self.terms is not None and gradient is self.gradient and gradient._version == self.version:
-            terms.take(self.terms, gradient.shape[1])
+            terms.take(self.terms)
         else:
             terms.add(gradient, self.value)
         self.gradient = self.terms = None
@@ -172,7 +169,7 @@ class ClipWithTerms(torch.autograd.Function):
         found = kernels.clip_terms(gradient, result, high, added)
         passed, caps, biases = _clip_terms(gradient, result, high, bias) if found is None else found
         if caps is not None and high < math.inf:
-            ctx.terms.take(caps, channels, high)
+            ctx.terms.take(caps, high)
         if bias is not None:
             bias.gradient, bias.version, bias.terms = passed, passed._version, biases
         return passed, None, None, None

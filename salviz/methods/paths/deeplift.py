@@ -17,7 +17,7 @@ from salviz.methods.card import Attribution, MethodCard, register, two_passes
 from salviz.methods.passes import blank_like
 from salviz.methods.paths.integrated import BASELINE
 from salviz.methods.paths.rescale import as_pooling, rescaled, rescaled_norm, rescaled_pool, rescaled_product
-from salviz.methods.rectifiers import Activation, as_activation, as_product, overwrite
+from salviz.methods.rectifiers import Activation, as_activation, as_product, overwrite, reads_attribute
 from salviz.targets import ClassTarget, Target
 from salviz.work import Work
 
@@ -71,6 +71,8 @@ class _Differences(TorchFunctionMode):
     ) -> Any:
         """Note a call of the baseline's pass; replace one of the picture's."""
         kwargs = kwargs or {}
+        if reads_attribute(func):
+            return func(*args, **kwargs)
         call = as_activation(func, args, kwargs)
         if call is not None:
             before = self._pair(call.name, call.x)
