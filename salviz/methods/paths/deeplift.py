@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,8 @@ class _Differences(TorchFunctionMode):
         super().__init__()
         self.is_single = is_single
         self._seen: list[tuple[str, int, tuple[Tensor, ...]]] = []
+        # Which of these lie in which memory.
+        self._places: dict[int, list[int]] = defaultdict(list)
         self._next: int | None = None
 
     def rewind(self) -> None:
@@ -79,6 +82,8 @@ class _Differences(TorchFunctionMode):
             if before is None:
                 # Over its input, as in the picture's pass: the net may read that, and not the answer.
                 self._keep(call)
+                if call.is_inplace and call.bounds is not None:
+                    return call.x.clamp_(*call.bounds)
                 return overwrite(call, call.apply(call.x))
             return rescaled(call, before[0])
         pooling = as_pooling(func, args, kwargs)
@@ -99,16 +104,17 @@ class _Differences(TorchFunctionMode):
         """Copy what was noted of the tensor that a call of the baseline's pass is about to overwrite."""
         if not call.is_inplace:
             return
-        place = call.x.untyped_storage().data_ptr()
-        for row, (name, version, given) in enumerate(self._seen):
-            is_met = any(part.untyped_storage().data_ptr() == place for part in given)
-            if is_met and version == sum(part._version for part in given):
+        for row in self._places.pop(_place(call.x), ()):
+            name, version, given = self._seen[row]
+            if version == sum(part._version for part in given):
                 self._seen[row] = (name, 0, tuple(part.clone() for part in given))
 
     def _pair(self, name: str, *given: Tensor) -> tuple[Tensor, ...] | None:
         """What the baseline gave to this call, or None in the baseline's own pass."""
         if self._next is None:
             # Kept as they are: should the net change them in place later, their version tells.
+            for part in given:
+                self._places[_place(part)].append(len(self._seen))
             self._seen.append((name, sum(part._version for part in given), tuple(part.detach() for part in given)))
             return None
         found, version, before = self._seen[self._next] if self._next < len(self._seen) else ("", 0, ())
@@ -122,6 +128,11 @@ class _Differences(TorchFunctionMode):
         self._seen[self._next] = ("", 0, ())
         self._next += 1
         return before
+
+
+def _place(tensor: Tensor) -> int:
+    """Of its memory."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _two_ways(classifier: Classifier) -> str | None:
@@ -149,13 +160,11 @@ def _head_slope(target: ClassTarget, logits: Tensor, logits0: Tensor) -> Tensor:
     For a logit it is its gradient; for a probability it makes the changes of the logits add up to the score's.
     """
     points, weights = np.polynomial.legendre.leggauss(_NODES)
-    total = torch.zeros_like(logits)
+    at, share = (torch.tensor(values / 2, dtype=logits.dtype, device=logits.device) for values in (points + 1, weights))
     with torch.enable_grad():
-        for point, weight in zip(points, weights, strict=True):
-            leaf = torch.lerp(logits0, logits, float((point + 1) / 2)).requires_grad_(True)
-            (gradient,) = torch.autograd.grad(target.score(leaf).sum(), leaf)
-            total.add_(gradient, alpha=float(weight / 2))
-    return total
+        leaf = torch.lerp(logits0, logits, at.view(-1, 1, 1)).flatten(0, 1).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(target.repeat(_NODES).score(leaf).sum(), leaf)
+    return torch.einsum("p,pnk->nk", share, gradient.view(_NODES, *logits.shape))
 
 
 def _multiplier(
