@@ -135,11 +135,13 @@ def test_what_does_not_fit_together_is_left_alone() -> None:
     for given in ((flat, flat[:, :8], totals, flat), (flat, flat, totals[:1], flat), (flat, flat, flat, flat)):
         parts = [part.contiguous() for part in given]
         assert kernels.advance(*parts, (0.0, 1.0, 0.5), arrived=0.0, group=2) is None
-    norm = kernels.norms(flat[:, None], flat[:, None], 1e-3)
+    even = torch.ones(9)
+    norm = kernels.norms(flat[:, None], flat[:, None], 1e-3, even, even)
     assert norm is not None
     both, out0, scale = norm[1]
     for bad in (scale[:1], scale.expand(2, 1, 9), torch.ones(2, 2, 1)[:, ::2]):
-        assert kernels.norms_back(flat[:, None], both, out0, bad) is None
+        assert kernels.norms_back(flat[:, None], both, out0, bad, even) is None
+    assert kernels.norms_back(flat[:, None], both, out0, scale, even[:8]) is None
 
 
 @pytest.mark.parametrize("images", [1, 8])
@@ -207,15 +209,17 @@ def test_slopes_of_a_curve_where_they_cannot_be_found() -> None:
 def test_norms_and_their_way_back(shape: tuple[int, ...], baselines: str) -> None:
     z, gradient = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (21, 22))
     z0 = torch.randn(1 if baselines == "one" else shape[0], *shape[1:], generator=torch.Generator().manual_seed(23))
-    found = kernels.norms(z, z0, 1e-3)
+    weight, bias = (torch.randn(shape[-1], generator=torch.Generator().manual_seed(seed)) for seed in (40, 41))
+    found = kernels.norms(z, z0, 1e-3, weight, bias)
     assert found is not None
     centred, centred0 = (part.double() - part.double().mean(-1, keepdim=True) for part in (z, z0))
     d, d0 = ((part.square().mean(-1, keepdim=True) + 1e-3).sqrt() for part in (centred, centred0))
-    torch.testing.assert_close(found[0].double(), centred / d, rtol=1e-5, atol=1e-5)
-    back = kernels.norms_back(gradient, *found[1])
+    torch.testing.assert_close(found[0].double(), weight * centred / d + bias, rtol=1e-5, atol=1e-5)
+    back = kernels.norms_back(gradient, *found[1], weight)
     assert back is not None
+    gradient = weight * gradient.double()
     # The changes that are handed back add up to the change of the norm.
-    change = (gradient * (found[0].double() - centred0 / d0)).sum(-1)
+    change = (gradient * (centred / d - centred0 / d0)).sum(-1)
     torch.testing.assert_close((back.double() * (z.double() - z0.double())).sum(-1), change, rtol=1e-4, atol=1e-4)
     plain = gradient / d + (centred + centred0) / (-shape[-1] * d * (d + d0)) * (gradient * centred0 / d0).sum(
         -1, keepdim=True
@@ -226,7 +230,8 @@ def test_norms_and_their_way_back(shape: tuple[int, ...], baselines: str) -> Non
 def test_norms_that_cannot_be_found() -> None:
     z = torch.randn(2, 3, 4, 5)
     for part, part0 in ((z.double(), z.double()), (z, z[:, :1]), (z.transpose(1, 3), z), (z.to("meta"), z.to("meta"))):
-        assert kernels.norms(part, part0, 1e-5) is None
+        assert kernels.norms(part, part0, 1e-5, part.new_ones(5), part.new_ones(5)) is None
+    assert kernels.norms(z, z, 1e-5, torch.ones(5), torch.ones(4)) is None
 
 
 class Small(nn.Module):
@@ -408,11 +413,12 @@ def test_results_do_not_depend_on_the_threads(threads: int) -> None:
         assert kernels.split(z, -3, both)
         assert kernels.unite(both, both + 1, -3, back)
         assert kernels.clip_shares(z.clone(), whole, 6.0, 1e-9)
-        normed = kernels.norms(z.contiguous(), z0.contiguous(), 1e-3)
+        normed = kernels.norms(z.contiguous(), z0.contiguous(), 1e-3, torch.randn(7), torch.randn(7))
         assert normed is not None
         found = [
             *(kernels.terms(z, z) or ()), passed, *caps, *biases, held, slope, both, back, whole, normed[0],
-            *normed[1], kernels.norms_back(z.contiguous(), *normed[1]), kernels.dots(normed[0], normed[0], 2.0),
+            *normed[1], kernels.norms_back(z.contiguous(), *normed[1], torch.ones(7)),
+            kernels.dots(normed[0], normed[0], 2.0),
             kernels.advance(share, length, totals, gradient, (0.0, 1.0, 0.5), arrived=1e-6, group=50), share,
             *(kernels.between(torch.rand(1, 20, 5), torch.randn(3, 1, 20, 5, 3)) or ()),
         ]  # fmt: skip

@@ -59,6 +59,12 @@ def rows(tensor: Tensor, *, of_features: bool = False) -> Floats | None:
     return found
 
 
+def row(tensor: Tensor) -> Floats:
+    """`(C,)`, the same memory where it lies in one piece."""
+    found: Floats = tensor.detach().contiguous().numpy()
+    return found
+
+
 def along(tensor: Tensor, dim: int) -> Floats | None:
     """As `rows`, with that dimension as the columns; None where it is not the one that comes last in memory."""
     return rows(tensor, of_features=dim == -3) if dim in (-1, -3) else None

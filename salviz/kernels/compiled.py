@@ -16,6 +16,8 @@ from salviz.kernels.loops import F1, F2, F3, I2, L1, REAL, WHOLE, Array, inner, 
 _ZERO: Any = np.float32(0)
 _ONE: Any = np.float32(1)
 _INFINITE: Any = np.float32(np.inf)
+_PIECE = 64
+"""Channels among which a rare one is looked for at once."""
 _NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
 
 
@@ -140,13 +142,18 @@ def near_ones(call: Any) -> None:
     near, length = np.float32(close), z.shape[1]
     for r in range(first, last):
         found = starts[r]
-        if found < starts[r + 1]:
-            given, before = z[r], z0[r % len(z0)]
-            for c in range(length):
-                if abs(given[c] - before[c]) < near:
-                    places[found] = r * length + c
-                    half_ways[found] = (given[c] + before[c]) / 2
-                    found += 1
+        for start in range(0, length, _PIECE):
+            given, before = z[r, start : start + _PIECE], z0[r % len(z0), start : start + _PIECE]
+            # Most pieces have none, and the smallest is found of many at a time.
+            smallest = _NONE_YET
+            for c in range(len(given)):
+                smallest = min(smallest, np.float32(abs(given[c] - before[c])).view(np.int32))
+            if np.int32(smallest).view(np.float32) < near:
+                for c in range(len(given)):
+                    if abs(given[c] - before[c]) < near:
+                        places[found] = r * length + start + c
+                        half_ways[found] = (given[c] + before[c]) / 2
+                        found += 1
 
 
 @inner
@@ -176,10 +183,10 @@ def baseline_norms(call: Any) -> None:
             made0[c] = (before[c] - mean) / deviation
 
 
-@loop(F2, F2, F1, F1, REAL, F2, F2, F1)
+@loop(F2, F2, F1, F1, REAL, F1, F1, F2, F2, F1)
 def norms(call: Any) -> None:
     """See `kernels.norms`; `(R, C)`, `z0` `(R / N or R, C)` with its means and deviations, `scales` `(R,)`."""
-    rows, z, z0, means0, deviations0, added, out, both, scales = call[0]
+    rows, z, z0, means0, deviations0, added, weight, bias, out, both, scales = call[0]
     first, last = part(rows)
     of_row, eps = np.float32(1 / z.shape[1]), np.float32(added)
     for r in range(first, last):
@@ -191,28 +198,28 @@ def norms(call: Any) -> None:
         given, before, made, held = z[r], z0[m], out[r], both[r]
         for c in range(z.shape[1]):
             centred = given[c] - mean
-            made[c] = centred * scale
+            made[c] = centred * scale * weight[c] + bias[c]
             held[c] = (centred + (before[c] - mean0)) * share
         scales[r] = scale
 
 
-@loop(F2, F2, F2, F1, F2)
+@loop(F2, F2, F2, F1, F1, F2)
 def norms_back(call: Any) -> None:
     """See `kernels.norms_back`; shapes as in `norms`."""
-    rows, gradient, both, out0, scales, back = call[0]
+    rows, gradient, both, out0, scales, weight, back = call[0]
     first, last = part(rows)
     length = gradient.shape[1]
     for r in range(first, last):
         given, held, made0, left = gradient[r], both[r], out0[r % len(out0)], back[r]
         total, shares, handed = _ZERO, _ZERO, _ZERO
         for c in range(length):
-            here = given[c]
+            here = given[c] * weight[c]
             total += here
             shares += held[c]
             handed += here * made0[c]
         mean = (scales[r] * total + handed * shares) / np.float32(length)
         for c in range(length):
-            left[c] = given[c] * scales[r] + held[c] * handed - mean
+            left[c] = given[c] * weight[c] * scales[r] + held[c] * handed - mean
 
 
 @inner

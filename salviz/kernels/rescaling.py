@@ -75,8 +75,10 @@ def slopes(
     return slope
 
 
-def norms(z: Tensor, z0: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
-    """`(z - mean) / deviation` over the last dimension, and what its way back from a baseline needs; None as above.
+def norms(
+    z: Tensor, z0: Tensor, eps: float, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
+    """`weight (z - mean) / deviation + bias` over the last dimension, and what its way back needs; None as above.
 
     With the centred `c` and its deviation `d` that is `(c + c0) / (-C d (d + d0))`, `c0 / d0` and `1 / d`.
 
@@ -84,8 +86,12 @@ def norms(z: Tensor, z0: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tens
         z: `(N, ..., C)`.
         z0: The baseline's, of the same shape or one for all images.
         eps: Added to variances.
+        weight: `(C,)`.
+        bias: `(C,)`.
     """
-    if not arrays.is_free(z, z0) or not arrays.is_baseline(z0, z) or z.ndim < 3:
+    if not arrays.is_free(z, z0, weight, bias) or not arrays.is_baseline(z0, z) or z.ndim < 3:
+        return None
+    if not weight.shape == bias.shape == z.shape[-1:]:
         return None
     z_, z0_ = arrays.rows(z), arrays.rows(z0)
     if z_ is None or z0_ is None:
@@ -95,12 +101,12 @@ def norms(z: Tensor, z0: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tens
     out, both, out0, scales = np.empty_like(z_), np.empty_like(z_), np.empty_like(z0_), np.empty(len(z_), z_.dtype)
     means0, deviations0 = np.empty(len(z0_), z_.dtype), np.empty(len(z0_), z_.dtype)
     compiled.baseline_norms(len(z0_), z0_, eps, out0, means0, deviations0)
-    compiled.norms(len(z_), z_, z0_, means0, deviations0, eps, out, both, scales)
+    compiled.norms(len(z_), z_, z0_, means0, deviations0, eps, arrays.row(weight), arrays.row(bias), out, both, scales)
     made, held, held0 = (torch.from_numpy(part).view(-1, *z.shape[1:]) for part in (out, both, out0))
     return made, (held, held0, torch.from_numpy(scales).view(*z.shape[:-1], 1))
 
 
-def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> Tensor | None:
+def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor, weight: Tensor) -> Tensor | None:
     """The way back through what `norms` makes.
 
     Args:
@@ -108,13 +114,15 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> T
         both: As the others from `norms`.
         out0: As above.
         scale: As above.
+        weight: As `norms` was given it.
     """
     if (
-        not arrays.is_free(gradient, both, out0, scale)
+        not arrays.is_free(gradient, both, out0, scale, weight)
         or both.shape != gradient.shape
         or not arrays.is_baseline(out0, gradient)
         or scale.shape != (*gradient.shape[:-1], 1)
         or not scale.is_contiguous()
+        or weight.shape != gradient.shape[-1:]
     ):
         return None
     given, held, made0 = arrays.rows(gradient.contiguous()), arrays.rows(both), arrays.rows(out0)
@@ -123,5 +131,5 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor) -> T
     from salviz.kernels import compiled
 
     back = np.empty_like(given)
-    compiled.norms_back(len(given), given, held, made0, scale.view(-1).numpy(), back)
+    compiled.norms_back(len(given), given, held, made0, scale.view(-1).numpy(), arrays.row(weight), back)
     return torch.from_numpy(back).view(gradient.shape)

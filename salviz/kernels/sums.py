@@ -63,7 +63,7 @@ def clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> t
     found, passed = _Found(clipped, 2), torch.empty_like(clipped)
     compiled.clip_terms(
         len(clipped), arrays.with_images(gradient), arrays.with_images(clipped), cap,
-        bias.detach().contiguous().numpy(), arrays.with_images(passed), found.scores, found.drawn,
+        arrays.row(bias), arrays.with_images(passed), found.scores, found.drawn,
     )  # fmt: skip
     return passed, found.terms(0), found.terms(1)
 

@@ -137,7 +137,7 @@ class _RescaledProduct(torch.autograd.Function):
 
 
 class _RescaledNorm(torch.autograd.Function):
-    """`(z - mean) / deviation` over the last dimension, as the product and the chain of activations that it is.
+    """`weight (z - mean) / deviation + bias` over the last dimension, as the product and chain of activations it is.
 
     With `c` the centred input and `d` its deviation, `c/d` changes by `1/d` times the change of `c`, and by `c0` times
     the change of `1/d`. That is `-1 / (d d0 (d + d0))` times the change of `d^2`, which is the mean of `c + c0` times
@@ -145,25 +145,27 @@ class _RescaledNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, z0: Tensor, eps: float) -> Tensor:
-        found = kernels.norms(z, z0, eps)
+    def forward(ctx: Any, z: Tensor, z0: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+        found = kernels.norms(z, z0, eps, weight, bias)
         if found is not None:
-            ctx.save_for_backward(*found[1])
+            ctx.save_for_backward(*found[1], weight)
             return found[0]
         centred, centred0 = (part - part.mean(dim=-1, keepdim=True) for part in (z, z0))
         d, d0 = (part.square().mean(dim=-1, keepdim=True).add_(eps).sqrt_() for part in (centred, centred0))
-        ctx.save_for_backward((centred + centred0) / (-centred.shape[-1] * d * (d + d0)), centred0 / d0, 1 / d)
-        return centred / d
+        both = (centred + centred0) / (-centred.shape[-1] * d * (d + d0))
+        ctx.save_for_backward(both, centred0 / d0, 1 / d, weight)
+        return torch.addcmul(bias, centred / d, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        both, out0, scale = ctx.saved_tensors
-        found = kernels.norms_back(grad, both, out0, scale)
-        if found is not None:
-            return found, None, None
-        back = grad * scale + both * (grad * out0).sum(dim=-1, keepdim=True)
-        return back - back.mean(dim=-1, keepdim=True), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        both, out0, scale, weight = ctx.saved_tensors
+        back = kernels.norms_back(grad, both, out0, scale, weight)
+        if back is None:
+            grad = grad * weight
+            back = grad * scale + both * (grad * out0).sum(dim=-1, keepdim=True)
+            back = back - back.mean(dim=-1, keepdim=True)
+        return back, None, None, None, None
 
 
 def as_pooling(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, _Pool] | None:
@@ -209,12 +211,19 @@ def rescaled_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """A layer or group norm: `extent` is the normalised shape or the number of groups."""
-    if func is F.layer_norm:
-        flat, flat0 = (part.flatten(-len(extent)) for part in (z, z0))
-        affine: tuple[int, ...] = tuple(extent)
-    else:
-        flat, flat0 = (part.reshape(len(part), extent, -1) for part in (z, z0))
-        affine = (z.shape[1], *(1,) * (z.ndim - 2))
-    out: Tensor = _RescaledNorm.apply(flat, flat0, eps).reshape(z.shape)
+    is_grouped = func is not F.layer_norm
+    flat, flat0 = (
+        part.reshape(len(part), extent, -1) if is_grouped else part.flatten(-len(extent)) for part in (z, z0)
+    )
+    one, none = z.new_ones(flat.shape[-1]), z.new_zeros(flat.shape[-1])
+    if not is_grouped:
+        one, none = (
+            one if weight is None else weight.detach().flatten(),
+            none if bias is None else bias.detach().flatten(),
+        )
+        weight = bias = None
+    out: Tensor = _RescaledNorm.apply(flat, flat0, eps, one, none).reshape(z.shape)
+    # A group has more channels than one, each with a weight of its own.
+    affine = (z.shape[1], *(1,) * (z.ndim - 2))
     out = out if weight is None else out * weight.view(affine)
     return out if bias is None else out + bias.view(affine)
