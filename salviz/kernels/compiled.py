@@ -16,6 +16,8 @@ from salviz.kernels.loops import F1, F2, F3, I2, L1, REAL, WHOLE, Array, inner, 
 _ZERO: Any = np.float32(0)
 _ONE: Any = np.float32(1)
 _INFINITE: Any = np.float32(np.inf)
+_BLOCK = 2**13
+"""Entries of a baseline that stay near while they are compared with those of each image in turn."""
 _PIECE = 64
 """Channels among which a rare one is looked for at once."""
 _NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
@@ -94,41 +96,51 @@ def clip_terms(call: Any) -> None:
         _rescale(drawn[1, n], low, high, channels)
 
 
+@inner
+def _rows_near(length: int) -> int:
+    return max(1, _BLOCK // length)
+
+
 @loop(F2, REAL, REAL, F2, F2)
 def clip_slopes(call: Any) -> None:
     """See `kernels.clip_slopes`; `(R, C)`, and `z0` `(R / N or R, C)`."""
-    rows, z, bottom, top, z0, slope = call[0]
-    first, last = part(rows)
-    low, high = np.float32(bottom), np.float32(top)
-    for r in range(first, last):
-        given, before, found = z[r], z0[r % len(z0)], slope[r]
-        for c in range(z.shape[1]):
-            here, start = given[c], before[c]
-            # What is no number stays none: it is on neither side.
-            above, above0 = low if here < low else here, low if start < low else start
-            made, made0 = high if above > high else above, high if above0 > high else above0
-            quotient = (made - made0) / (here - start)
-            # Of no difference at all the derivative.
-            still = _ONE if start > low else _ZERO
-            still = still if start < high else _ZERO
-            found[c] = still if here == start else quotient
-            given[c] = made
+    places, z, bottom, top, z0, slope = call[0]
+    first, last = part(places)
+    low, high, near = np.float32(bottom), np.float32(top), _rows_near(z.shape[1])
+    for block in range(first, last, near):
+        for image in range(0, len(z), places):
+            for p in range(block, min(block + near, last)):
+                given, before, found = z[image + p], z0[p], slope[image + p]
+                for c in range(z.shape[1]):
+                    here, start = given[c], before[c]
+                    # What is no number stays none: it is on neither side.
+                    above, above0 = low if here < low else here, low if start < low else start
+                    made, made0 = high if above > high else above, high if above0 > high else above0
+                    quotient = (made - made0) / (here - start)
+                    # Of no difference at all the derivative.
+                    still = _ONE if start > low else _ZERO
+                    still = still if start < high else _ZERO
+                    found[c] = still if here == start else quotient
+                    given[c] = made
 
 
 @loop(F2, F2, F2, F2, REAL, F2, L1)
 def slopes(call: Any) -> None:
     """See `kernels.slopes`; `(R, C)`, `z0` and `out0` `(R / N or R, C)`, `counts` `(R,)` how many are near."""
-    rows, z, out, z0, out0, close, slope, counts = call[0]
-    first, last = part(rows)
-    near = np.float32(close)
-    for r in range(first, last):
-        given, before, made, made0, found = z[r], z0[r % len(z0)], out[r], out0[r % len(z0)], slope[r]
-        count = 0
-        for c in range(z.shape[1]):
-            run = given[c] - before[c]
-            found[c] = (made[c] - made0[c]) / run
-            count += abs(run) < near
-        counts[r] = count
+    places, z, out, z0, out0, distance, slope, counts = call[0]
+    first, last = part(places)
+    close, near = np.float32(distance), _rows_near(z.shape[1])
+    for block in range(first, last, near):
+        for image in range(0, len(z), places):
+            for p in range(block, min(block + near, last)):
+                r = image + p
+                given, before, made, made0, found = z[r], z0[p], out[r], out0[p], slope[r]
+                count = 0
+                for c in range(z.shape[1]):
+                    run = given[c] - before[c]
+                    found[c] = (made[c] - made0[c]) / run
+                    count += abs(run) < close
+                counts[r] = count
 
 
 @loop(F2, F2, REAL, L1, L1, F1)

@@ -29,7 +29,8 @@ def clip_slopes(z: Tensor, bounds: tuple[float, float], z0: Tensor, slope: Tenso
     from salviz.kernels import compiled
 
     z_ = arrays.places(z)
-    compiled.clip_slopes(len(z_), z_, *bounds, arrays.places(z0), arrays.places(slope))
+    z0_ = arrays.places(z0)
+    compiled.clip_slopes(len(z0_), z_, *bounds, z0_, arrays.places(slope))
     increment_version((z, slope))
     return True
 
@@ -66,7 +67,7 @@ def slopes(
     from salviz.kernels import compiled
 
     starts = np.empty(len(z_) + 1, np.int64)
-    compiled.slopes(len(z_), z_, out_, z0_, out0_, near, slope_, starts[1:])
+    compiled.slopes(len(z0_), z_, out_, z0_, out0_, near, slope_, starts[1:])
     starts[0] = 0
     np.cumsum(starts, out=starts)
     places, half_ways = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.float32)
