@@ -86,6 +86,11 @@ def with_images(tensor: Tensor) -> Floats:
     return found
 
 
+def flat(tensor: Tensor) -> Floats:
+    """The same as `(N, h w C)`."""
+    return with_images(tensor).reshape(len(tensor), -1)
+
+
 def places(tensor: Tensor) -> Floats:
     """The same as `(N h w, C)`."""
     return with_images(tensor).reshape(-1, tensor.shape[1])

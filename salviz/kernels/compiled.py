@@ -17,10 +17,15 @@ _ZERO: Any = np.float32(0)
 _ONE: Any = np.float32(1)
 _INFINITE: Any = np.float32(np.inf)
 _BLOCK = 2**13
-"""Entries of a baseline that stay near while they are compared with those of each image in turn."""
+"""Entries that stay near between one look at them and the next."""
 _PIECE = 64
 """Channels among which a rare one is looked for at once."""
 _NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
+
+
+@inner
+def _rows_near(length: int) -> int:
+    return max(1, _BLOCK // length)
 
 
 @inner
@@ -32,26 +37,36 @@ def _rescale(sizes: Array, low_bits: np.int32, high_bits: np.int32, channels: in
         sizes[p] = (sizes[p] - offset) * share
 
 
-@loop(F3, F3, F1, F2)
+@loop(F2, F2, WHOLE, F1, F2)
 def terms(call: Any) -> None:
-    """See `kernels.terms`; `constant` `(1 or N, 1 or P, C)`, `scores` `(N,)`, `drawn` `(N, P)`."""
-    images, gradient, constant, scores, drawn = call[0]
+    """See `kernels.terms`; `gradient` `(N, P C)`, `scores` `(N,)`, `drawn` `(N, P)`.
+
+    And `constant` `(N, P C)`, or `(1, B C)` of as many places as are looked at in one, all of which are alike.
+    """
+    images, gradient, constant, channels, scores, drawn = call[0]
     first, last = part(images)
-    places, channels = gradient.shape[1:]
+    is_same = len(constant) == 1
+    step = constant.shape[1] if is_same else _rows_near(channels) * channels
     for n in range(first, last):
         score, low, high = 0.0, _NONE_YET, np.int32(0)
-        for p in range(places):
-            given, held = gradient[n, p], constant[n % len(constant), p % constant.shape[1]]
-            total, size = _ZERO, _ZERO
-            for c in range(channels):
-                term = given[c] * held[c]
+        for start in range(0, gradient.shape[1], step):
+            given = gradient[n, start : start + step]
+            held = constant[0, : len(given)] if is_same else constant[n, start : start + step]
+            # What does not ask which channel it is goes over places and channels in one, many at a time.
+            total = _ZERO
+            for f in range(len(given)):
+                term = given[f] * held[f]
                 total += term
-                term = abs(term)
-                size += term
-                bits = np.float32(term).view(np.int32)
+                bits = np.float32(abs(term)).view(np.int32)
                 low, high = min(low, bits), max(high, bits)
-            drawn[n, p] = size
             score += total
+            place = start // channels
+            for f in range(0, len(given), channels):
+                size, here, of_here = _ZERO, given[f : f + channels], held[f : f + channels]
+                for c in range(channels):
+                    size += abs(here[c] * of_here[c])
+                drawn[n, place] = size
+                place += 1
         scores[n] = score
         _rescale(drawn[n], low, high, channels)
 
@@ -94,11 +109,6 @@ def clip_terms(call: Any) -> None:
         scores[0, n], scores[1, n] = cap_score, score
         _rescale(drawn[0, n], cap_low, cap_high, channels)
         _rescale(drawn[1, n], low, high, channels)
-
-
-@inner
-def _rows_near(length: int) -> int:
-    return max(1, _BLOCK // length)
 
 
 @loop(F2, REAL, REAL, F2, F2)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from salviz.kernels import arrays
 
+_TOGETHER = 2**12
+"""Entries of a layer whose terms are looked at in one."""
+
 Terms = tuple[Tensor, Tensor]
 """Of terms `(N, C, h, w)`: `(N,)` their sum; `(N, h, w)` their sizes, rescaled so that an image's smallest one is 0 and
 its largest 1, or to 0 where all are alike, and then added up over the channels."""
@@ -22,18 +25,17 @@ def terms(gradient: Tensor, constant: Tensor) -> Terms | None:
     """
     if not arrays.is_apt(gradient) or not arrays.is_free(constant):
         return None
+    channels = gradient.shape[1]
     if constant.shape == gradient.shape:
-        constant = constant.contiguous(memory_format=torch.channels_last)
-    elif constant.shape != (1, gradient.shape[1], 1, 1):
-        return None
+        held = arrays.flat(constant.contiguous(memory_format=torch.channels_last))
+    elif constant.shape == (1, channels, 1, 1):
+        held = np.tile(arrays.row(constant.flatten()), (1, max(1, _TOGETHER // channels)))
     else:
-        constant = constant.detach().flatten().contiguous().view(1, -1, 1, 1)
+        return None
     from salviz.kernels import compiled
 
     found = _Found(gradient, 1)
-    compiled.terms(
-        len(gradient), arrays.with_images(gradient), arrays.with_images(constant), found.scores[0], found.drawn[0]
-    )
+    compiled.terms(len(gradient), arrays.flat(gradient), held, channels, found.scores[0], found.drawn[0])
     return found.terms(0)
 
 
