@@ -1,13 +1,24 @@
-"""Which tensors a loop may take, and as which arrays."""
+"""Which tensors a loop may take, and how it sees their memory."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Floats = NDArray[np.float32]
+
+class View(NamedTuple):
+    """A tensor's memory as a loop sees it.
+
+    Attributes:
+        tensor: Dense: its memory is in one piece.
+        shape: How that is read, the last dimension without a step.
+    """
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+
 
 _FEW = 4
 """Threads up to which a loop takes the place of PyTorch's operators. Where a loop has but one of them (see `team`), it
@@ -44,8 +55,8 @@ def is_baseline(z0: Tensor, z: Tensor) -> bool:
     return len(z0) in (1, len(z)) and z0.shape[1:] == z.shape[1:]
 
 
-def rows(tensor: Tensor, *, of_features: bool = False) -> Floats | None:
-    """`(N, ..., C)` as `(R, C)`, the same memory, or None where its memory is in another order.
+def rows(tensor: Tensor, *, of_features: bool = False) -> View | None:
+    """`(N, ..., C)` as `(R, C)`, or None where its memory is in another order.
 
     Args:
         tensor: Any number of dimensions from two on.
@@ -55,42 +66,40 @@ def rows(tensor: Tensor, *, of_features: bool = False) -> Floats | None:
         return places(tensor) if is_last(tensor) else None
     if tensor.ndim < 2 or not tensor.is_contiguous():
         return None
-    found: Floats = tensor.detach().view(-1, tensor.shape[-1]).numpy()
-    return found
+    length = tensor.shape[-1]
+    return View(tensor, (tensor.numel() // length, length))
 
 
-def row(tensor: Tensor) -> Floats:
-    """`(C,)`, the same memory where it lies in one piece."""
-    found: Floats = tensor.detach().contiguous().numpy()
-    return found
+def row(tensor: Tensor) -> View:
+    """`(C,)`, copied where it is part of something larger."""
+    return View(tensor.contiguous(), (len(tensor),))
 
 
-def along(tensor: Tensor, dim: int) -> Floats | None:
+def along(tensor: Tensor, dim: int) -> View | None:
     """As `rows`, with that dimension as the columns; None where it is not the one that comes last in memory."""
     return rows(tensor, of_features=dim == -3) if dim in (-1, -3) else None
 
 
-def images_alike(*tensors: Tensor) -> list[Floats] | None:
-    """`(N, ...)` each as `(N, F)`, the same memory, or None where not all have theirs in the same order."""
-    if all(is_last(tensor) for tensor in tensors):
-        tensors = tuple(tensor.movedim(1, -1) for tensor in tensors)
-    elif not all(tensor.is_contiguous() for tensor in tensors):
+def images_alike(*tensors: Tensor) -> list[View] | None:
+    """`(N, ...)` each as `(N, F)`, or None where not all have their memory in the same order."""
+    if not all(is_last(tensor) for tensor in tensors) and not all(tensor.is_contiguous() for tensor in tensors):
         return None
-    return [tensor.detach().view(len(tensor), -1).numpy() for tensor in tensors]
+    return [View(tensor, (len(tensor), tensor.numel() // len(tensor))) for tensor in tensors]
 
 
-def with_images(tensor: Tensor) -> Floats:
-    """`(N, C, h, w)` with its channels last as `(N, h w, C)`, the same memory."""
+def with_images(tensor: Tensor) -> View:
+    """`(N, C, h, w)` with its channels last as `(N, h w, C)`."""
     images, channels, height, width = tensor.shape
-    found: Floats = tensor.detach().permute(0, 2, 3, 1).view(images, height * width, channels).numpy()
-    return found
+    return View(tensor, (images, height * width, channels))
 
 
-def flat(tensor: Tensor) -> Floats:
+def flat(tensor: Tensor) -> View:
     """The same as `(N, h w C)`."""
-    return with_images(tensor).reshape(len(tensor), -1)
+    images, channels, height, width = tensor.shape
+    return View(tensor, (images, height * width * channels))
 
 
-def places(tensor: Tensor) -> Floats:
+def places(tensor: Tensor) -> View:
     """The same as `(N h w, C)`."""
-    return with_images(tensor).reshape(-1, tensor.shape[1])
+    images, channels, height, width = tensor.shape
+    return View(tensor, (images * height * width, channels))

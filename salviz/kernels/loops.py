@@ -9,17 +9,21 @@ of them have a copy, has to remove what is kept.
 
 from __future__ import annotations
 
+import math
 import struct
+from array import array
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import numba
 import numpy as np
+import torch
 from numba import types
 from numpy.typing import NDArray
 
 from salviz.kernels import team
+from salviz.kernels.arrays import View
 
 Array = NDArray[Any]
 
@@ -69,6 +73,48 @@ def part(count: int) -> tuple[int, int]:
     return count * thread // threads, count * (thread + 1) // threads
 
 
+Value = View | Array | int | float
+"""What a loop is given: a tensor's memory or a contiguous array, or a number."""
+
+
+class _Taken(NamedTuple):
+    """What a loop takes at one place: an array of so many dimensions, or a number, which has none."""
+
+    title: types.Type
+    dimensions: int
+    dtype: Any
+    of_tensor: torch.dtype | None
+
+    @staticmethod
+    def of(given: types.Type) -> _Taken:
+        if not isinstance(given, types.Array):
+            return _Taken(given, 0, None, None)
+        name = str(given.dtype)
+        return _Taken(given, given.ndim, np.dtype(name), getattr(torch, name))
+
+    def words(self, value: Value) -> list[int]:
+        """A value as the whole numbers of eight bytes that it is in a tuple of Numba's."""
+        if isinstance(value, View):
+            if len(value.shape) == self.dimensions and value.tensor.dtype is self.of_tensor:
+                return _words(value.tensor.data_ptr(), value.shape, value.tensor.element_size())
+        elif isinstance(value, np.ndarray):
+            if value.ndim == self.dimensions and value.dtype == self.dtype and value.flags.c_contiguous:
+                return _words(value.ctypes.data, value.shape, value.itemsize)
+        elif self.title == WHOLE and isinstance(value, int):
+            return [value]
+        elif self.title == REAL and isinstance(value, int | float):
+            return list(struct.unpack("q", struct.pack("d", value)))
+        raise TypeError(f"A loop takes {self.title} and got {value!r}.")
+
+
+def _words(address: int, shape: tuple[int, ...], size: int) -> list[int]:
+    """An array: nobody counts references to it, for whoever calls the loop holds it meanwhile."""
+    steps = [size]
+    for length in shape[:0:-1]:
+        steps.append(steps[-1] * length)
+    return [0, 0, math.prod(shape), size, address, *shape, *reversed(steps)]
+
+
 class Loop:
     """A loop, compiled when it is first called.
 
@@ -77,9 +123,11 @@ class Loop:
 
     def __init__(self, function: Callable[[Any], None], given: tuple[types.Type, ...]) -> None:
         self._function, self._given = function, given
+        self._taken = [_Taken.of(part) for part in given]
         self._compiled: Any = None
+        self._address = 0
 
-    def __call__(self, count: int, *values: Array | float) -> None:
+    def __call__(self, count: int, *values: Value) -> None:
         """Run it.
 
         Args:
@@ -89,15 +137,17 @@ class Loop:
         Raises:
             TypeError: One is of another type: the loop would read foreign memory.
         """
-        words = [count]
-        for of, value in zip(self._given, values, strict=True):
-            words += _words(of, value)
+        # Between two large activations Python has to be fetched from memory itself: there is as little of it as can be.
+        words = array("q", (count,))
+        for taken, value in zip(self._taken, values, strict=True):
+            words.extend(taken.words(value))
         if self._compiled is None:
             given: Any = types.Tuple((WHOLE, *self._given))  # type: ignore[no-untyped-call]
             pointer = types.CPointer(given)  # type: ignore[no-untyped-call]
             self._compiled = _kept(numba.cfunc, types.void(pointer))(self._function)
-        data = np.array(words, np.int64)
-        team.run(self._compiled.address, data.ctypes.data, is_alone=count == 1)
+            self._address = self._compiled.address
+        address, _ = words.buffer_info()
+        team.run(self._address, address, is_alone=count == 1)
 
 
 def loop(*given: types.Type) -> Callable[[Callable[[Any], None]], Loop]:
@@ -109,21 +159,3 @@ def loop(*given: types.Type) -> Callable[[Callable[[Any], None]], Loop]:
         *given: Types of that, of those at the top of this file.
     """
     return lambda function: Loop(function, given)
-
-
-def _words(given: types.Type, value: Array | float) -> list[int]:
-    """A value as the whole numbers of eight bytes that it is in a tuple of Numba's."""
-    if given == WHOLE and isinstance(value, int | np.integer):
-        return [int(value)]
-    if given == REAL and isinstance(value, int | float | np.integer | np.floating):
-        return list(struct.unpack("q", struct.pack("d", value)))
-    if (
-        isinstance(given, types.Array)
-        and isinstance(value, np.ndarray)
-        and value.dtype == np.dtype(str(given.dtype))
-        and value.ndim == given.ndim
-        and value.flags.c_contiguous
-    ):
-        # Nobody counts references to it: whoever calls the loop holds it meanwhile.
-        return [0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides]
-    raise TypeError(f"A loop takes {given} and got {value!r}.")

@@ -32,6 +32,6 @@ def add_sample(sample: Tensor, counts: Tensor, mean: Tensor, squares: Tensor, *f
     from salviz.kernels import compiled
 
     take = compiled.add_sample_to_four if further else compiled.add_sample
-    take(len(sample), held[0], counts.numpy(), *held[1:])
+    take(len(sample), held[0], arrays.row(counts), *held[1:])
     increment_version(moments)
     return True

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from salviz.kernels import arrays
+from salviz.kernels.arrays import View
 
 
 def between(strength: Tensor, levels: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -26,10 +27,10 @@ def between(strength: Tensor, levels: Tensor) -> tuple[Tensor, Tensor] | None:
     from salviz.kernels import compiled
 
     colours, steps = (torch.empty_like(levels[0]) for _ in range(2))
-    place = strength.detach().view(-1).numpy()
+    pixels = strength.numel()
     compiled.between(
-        len(place), place, levels.view(len(levels), -1, 3).numpy(), colours.view(-1, 3).numpy(),
-        steps.view(-1, 3).numpy(),
+        pixels, View(strength, (pixels,)), View(levels, (len(levels), pixels, 3)), View(colours, (pixels, 3)),
+        View(steps, (pixels, 3)),
     )  # fmt: skip
     return colours, steps
 
@@ -44,7 +45,7 @@ def dots(a: Tensor, b: Tensor, scale: float) -> Tensor | None:
     from salviz.kernels import compiled
 
     made = a.new_empty(a.shape[:-1])
-    compiled.dots(len(a_), a_, b_, scale, made.view(-1).numpy())
+    compiled.dots(a_.shape[0], a_, b_, scale, View(made, (a_.shape[0],)))
     return made
 
 
@@ -84,8 +85,9 @@ def advance(
     grown = torch.empty_like(share)
     # Each thread has a row of them.
     rooms = (np.empty((torch.get_num_threads(), numbers), np.int32) for numbers in (share.shape[1], 2**16, 2**15))
+    images = len(share)
     compiled.advance(
-        len(share), share.numpy(), length.numpy(), totals.view(-1).numpy(), gradient.numpy(), *band, arrived, group,
-        grown.numpy(), *rooms,
+        images, *(View(part, (images, share.shape[1])) for part in (share, length)), View(totals, (images,)),
+        View(gradient, (images, share.shape[1])), *band, arrived, group, View(grown, (images, share.shape[1])), *rooms,
     )  # fmt: skip
     return grown

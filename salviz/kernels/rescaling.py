@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from salviz.kernels import arrays
+from salviz.kernels.arrays import View
 
 
 def clip_slopes(z: Tensor, bounds: tuple[float, float], z0: Tensor, slope: Tensor) -> bool:
@@ -30,7 +31,7 @@ def clip_slopes(z: Tensor, bounds: tuple[float, float], z0: Tensor, slope: Tenso
 
     z_ = arrays.places(z)
     z0_ = arrays.places(z0)
-    compiled.clip_slopes(len(z0_), z_, *bounds, z0_, arrays.places(slope))
+    compiled.clip_slopes(z0_.shape[0], z_, *bounds, z0_, arrays.places(slope))
     increment_version((z, slope))
     return True
 
@@ -66,13 +67,14 @@ def slopes(
         return None
     from salviz.kernels import compiled
 
-    starts = np.empty(len(z_) + 1, np.int64)
-    compiled.slopes(len(z0_), z_, out_, z0_, out0_, near, slope_, starts[1:])
+    starts = np.empty(z_.shape[0] + 1, np.int64)
+    compiled.slopes(z0_.shape[0], z_, out_, z0_, out0_, near, slope_, starts[1:])
     starts[0] = 0
     np.cumsum(starts, out=starts)
-    places, half_ways = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.float32)
-    compiled.near_ones(len(z_), z_, z0_, near, starts, places, half_ways)
-    slope_.reshape(-1)[places] = derivative(torch.from_numpy(half_ways)).numpy()
+    places, half_ways = torch.empty(starts[-1], dtype=torch.int64), z.new_empty(starts[-1])
+    compiled.near_ones(z_.shape[0], z_, z0_, near, starts, arrays.row(places), arrays.row(half_ways))
+    # In the order of memory.
+    slope.as_strided((slope.numel(),), (1,))[places] = derivative(half_ways)
     return slope
 
 
@@ -99,12 +101,16 @@ def norms(
         return None
     from salviz.kernels import compiled
 
-    out, both, out0, scales = np.empty_like(z_), np.empty_like(z_), np.empty_like(z0_), np.empty(len(z_), z_.dtype)
-    means0, deviations0 = np.empty(len(z0_), z_.dtype), np.empty(len(z0_), z_.dtype)
-    compiled.baseline_norms(len(z0_), z0_, eps, out0, means0, deviations0)
-    compiled.norms(len(z_), z_, z0_, means0, deviations0, eps, arrays.row(weight), arrays.row(bias), out, both, scales)
-    made, held, held0 = (torch.from_numpy(part).view(-1, *z.shape[1:]) for part in (out, both, out0))
-    return made, (held, held0, torch.from_numpy(scales).view(*z.shape[:-1], 1))
+    out, both, out0 = torch.empty_like(z), torch.empty_like(z), torch.empty_like(z0)
+    scales = z.new_empty(*z.shape[:-1], 1)
+    means0, deviations0 = z.new_empty(2, z0_.shape[0]).unbind()
+    out0_, of_means, of_deviations = View(out0, z0_.shape), arrays.row(means0), arrays.row(deviations0)
+    compiled.baseline_norms(z0_.shape[0], z0_, eps, out0_, of_means, of_deviations)
+    compiled.norms(
+        z_.shape[0], z_, z0_, of_means, of_deviations, eps, arrays.row(weight), arrays.row(bias), View(out, z_.shape),
+        View(both, z_.shape), View(scales, (z_.shape[0],)),
+    )  # fmt: skip
+    return out, (both, out0, scales)
 
 
 def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor, weight: Tensor) -> Tensor | None:
@@ -131,6 +137,8 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor, weig
         return None
     from salviz.kernels import compiled
 
-    back = np.empty_like(given)
-    compiled.norms_back(len(given), given, held, made0, scale.view(-1).numpy(), arrays.row(weight), back)
-    return torch.from_numpy(back).view(gradient.shape)
+    back = torch.empty_like(both)
+    compiled.norms_back(
+        given.shape[0], given, held, made0, View(scale, (given.shape[0],)), arrays.row(weight), View(back, given.shape)
+    )
+    return back

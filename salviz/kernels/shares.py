@@ -25,7 +25,7 @@ def clip_shares(value: Tensor, whole: Tensor, cap: float, stabiliser: float) -> 
     from salviz.kernels import compiled
 
     value_ = arrays.places(value)
-    compiled.clip_shares(len(value_), value_, arrays.places(whole), cap, stabiliser)
+    compiled.clip_shares(value_.shape[0], value_, arrays.places(whole), cap, stabiliser)
     increment_version((value, whole))
     return True
 
@@ -44,11 +44,11 @@ def split(x: Tensor, dim: int, both: Tensor) -> bool:
     if not arrays.is_free(x, both):
         return False
     x_, both_ = arrays.along(x, dim), arrays.along(both, dim)
-    if x_ is None or both_ is None or both_.shape != (len(x_), 2 * x_.shape[1]):
+    if x_ is None or both_ is None or both_.shape != (x_.shape[0], 2 * x_.shape[1]):
         return False
     from salviz.kernels import compiled
 
-    compiled.split(len(x_), x_, both_)
+    compiled.split(x_.shape[0], x_, both_)
     return True
 
 
@@ -67,9 +67,9 @@ def unite(both: Tensor, gradient: Tensor, dim: int, back: Tensor) -> bool:
     if not arrays.is_free(both, gradient, back) or gradient.shape != both.shape:
         return False
     both_, gradient_, back_ = (arrays.along(part, dim) for part in (both, gradient, back))
-    if both_ is None or gradient_ is None or back_ is None or both_.shape != (len(back_), 2 * back_.shape[1]):
+    if both_ is None or gradient_ is None or back_ is None or both_.shape != (back_.shape[0], 2 * back_.shape[1]):
         return False
     from salviz.kernels import compiled
 
-    compiled.unite(len(both_), both_, gradient_, back_)
+    compiled.unite(both_.shape[0], both_, gradient_, back_)
     return True

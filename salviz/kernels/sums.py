@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from salviz.kernels import arrays
+from salviz.kernels.arrays import View
 
 _TOGETHER = 2**12
 """Entries of a layer whose terms are looked at in one."""
@@ -27,16 +27,21 @@ def terms(gradient: Tensor, constant: Tensor) -> Terms | None:
         return None
     channels = gradient.shape[1]
     if constant.shape == gradient.shape:
-        held = arrays.flat(constant.contiguous(memory_format=torch.channels_last))
+        held: View | None = arrays.flat(constant.contiguous(memory_format=torch.channels_last))
     elif constant.shape == (1, channels, 1, 1):
-        held = np.tile(arrays.row(constant.flatten()), (1, max(1, _TOGETHER // channels)))
+        held = arrays.rows(constant.view(1, -1).repeat(1, max(1, _TOGETHER // channels)))
     else:
+        held = None
+    if held is None:
         return None
     from salviz.kernels import compiled
 
-    found = _Found(gradient, 1)
-    compiled.terms(len(gradient), arrays.flat(gradient), held, channels, found.scores[0], found.drawn[0])
-    return found.terms(0)
+    images, _, height, width = gradient.shape
+    score, drawn = gradient.new_empty(images), gradient.new_empty(images, height, width)
+    compiled.terms(
+        images, arrays.flat(gradient), held, channels, View(score, (images,)), View(drawn, (images, height * width))
+    )
+    return score, drawn
 
 
 def clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> tuple[Tensor, Terms, Terms] | None:
@@ -62,22 +67,13 @@ def clip_terms(gradient: Tensor, clipped: Tensor, cap: float, bias: Tensor) -> t
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     from salviz.kernels import compiled
 
-    found, passed = _Found(clipped, 2), torch.empty_like(clipped)
+    images, _, height, width = clipped.shape
+    passed, scores = torch.empty_like(clipped), gradient.new_empty(2, images)
+    drawn = gradient.new_empty(2, images, height, width)
     compiled.clip_terms(
-        len(clipped), arrays.with_images(gradient), arrays.with_images(clipped), cap,
-        arrays.row(bias), arrays.with_images(passed), found.scores, found.drawn,
+        images, arrays.with_images(gradient), arrays.with_images(clipped), cap, arrays.row(bias),
+        arrays.with_images(passed), View(scores, (2, images)), View(drawn, (2, images, height * width)),
     )  # fmt: skip
-    return passed, found.terms(0), found.terms(1)
-
-
-class _Found:
-    """Room for what a loop learns of several sets of terms."""
-
-    def __init__(self, like: Tensor, count: int) -> None:
-        images, _, *self._size = like.shape
-        self.scores = np.empty((count, images), np.float32)
-        self.drawn = np.empty((count, images, self._size[0] * self._size[1]), np.float32)
-
-    def terms(self, place: int) -> Terms:
-        """Of one set."""
-        return torch.from_numpy(self.scores[place]), torch.from_numpy(self.drawn[place]).view(-1, *self._size)
+    cap_score, score = scores.unbind()
+    cap_drawn, bias_drawn = drawn.unbind()
+    return passed, (cap_score, cap_drawn), (score, bias_drawn)

@@ -23,6 +23,8 @@ def _openmp() -> ctypes.CDLL | None:
         known = (found.GOMP_parallel, found.omp_get_thread_num, found.omp_get_num_threads)
     except (AttributeError, OSError, TypeError):
         return None
+    found.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    found.GOMP_parallel.restype = None
     is_used = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
     return found if is_used and all(known) else None
 
@@ -50,4 +52,4 @@ def run(function: int, data: int, *, is_alone: bool = False) -> None:
     if OPENMP is None or is_alone or threads == 1:
         FUNCTION(function)(data)
     else:
-        OPENMP.GOMP_parallel(ctypes.c_void_p(function), ctypes.c_void_p(data), ctypes.c_uint(threads), ctypes.c_uint(0))
+        OPENMP.GOMP_parallel(function, data, threads, 0)
