@@ -30,14 +30,18 @@ def is_free(*tensors: Tensor) -> bool:
 
     And threads are few. How many images there are may not count: an image's last digits would depend on its batch.
     """
-    return torch.get_num_threads() <= _FEW and all(
-        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() > 0 for tensor in tensors
-    )
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu or tensor.numel() == 0:
+            return False
+    return torch.get_num_threads() <= _FEW
 
 
 def is_apt(*tensors: Tensor) -> bool:
     """Whether a loop may take them and they have their channels last."""
-    return is_free(*tensors) and all(is_last(tensor) for tensor in tensors)
+    for tensor in tensors:
+        if not is_last(tensor):
+            return False
+    return is_free(*tensors)
 
 
 def is_last(tensor: Tensor) -> bool:
