@@ -42,6 +42,19 @@ def test_terms_are_those_of_the_product(shape: tuple[int, ...]) -> None:
         agrees(found, gradient * constant)
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+@pytest.mark.parametrize("shape", [(3, 24, 41, 37), (3, 5, 2, 3)])
+def test_terms_of_an_image_do_not_depend_on_its_batch(shape: tuple[int, ...], is_same: bool) -> None:
+    gradient, constant = last(*shape, seed=42), last(*(1, shape[1], 1, 1) if is_same else shape, seed=43)
+    found = kernels.terms(gradient, constant)
+    assert found is not None
+    for n in range(len(gradient)):
+        alone = kernels.terms(gradient[n : n + 1], constant if is_same else constant[n : n + 1])
+        assert alone is not None
+        for one, all_of_them in zip(alone, found, strict=True):
+            assert torch.equal(one[0], all_of_them[n])
+
+
 @pytest.mark.parametrize("cap", [6.0, 0.5, float("inf")])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_clamps_way_back_and_its_terms(shape: tuple[int, ...], cap: float) -> None:

@@ -37,16 +37,15 @@ def _rescale(sizes: Array, low_bits: np.int32, high_bits: np.int32, channels: in
         sizes[p] = (sizes[p] - offset) * share
 
 
-@loop(F2, F2, WHOLE, F1, F2)
+@loop(F2, F2, WHOLE, WHOLE, WHOLE, F1, F2)
 def terms(call: Any) -> None:
     """See `kernels.terms`; `gradient` `(N, P C)`, `scores` `(N,)`, `drawn` `(N, P)`.
 
-    And `constant` `(N, P C)`, or `(1, B C)` of as many places as are looked at in one, all of which are alike.
+    As many places as `step` has entries are looked at in one. All of them are alike to a `constant` `(1, step)` that
+    `is_same`, else it is `(N, P C)`.
     """
-    images, gradient, constant, channels, scores, drawn = call[0]
+    images, gradient, constant, is_same, step, channels, scores, drawn = call[0]
     first, last = part(images)
-    is_same = len(constant) == 1
-    step = constant.shape[1] if is_same else _rows_near(channels) * channels
     for n in range(first, last):
         score, low, high = 0.0, _NONE_YET, np.int32(0)
         for start in range(0, gradient.shape[1], step):

@@ -26,21 +26,22 @@ def terms(gradient: Tensor, constant: Tensor) -> Terms | None:
     if not arrays.is_apt(gradient) or not arrays.is_free(constant):
         return None
     channels = gradient.shape[1]
-    if constant.shape == gradient.shape:
-        held: View | None = arrays.flat(constant.contiguous(memory_format=torch.channels_last))
-    elif constant.shape == (1, channels, 1, 1):
-        held = arrays.rows(constant.view(1, -1).repeat(1, max(1, _TOGETHER // channels)))
+    step = max(1, _TOGETHER // channels) * channels
+    is_same = constant.shape == (1, channels, 1, 1)
+    if is_same:
+        held = View(constant.view(1, -1).repeat(1, step // channels), (1, step))
+    elif constant.shape == gradient.shape:
+        held = arrays.flat(constant.contiguous(memory_format=torch.channels_last))
     else:
-        held = None
-    if held is None:
         return None
     from salviz.kernels import compiled
 
     images, _, height, width = gradient.shape
     score, drawn = gradient.new_empty(images), gradient.new_empty(images, height, width)
     compiled.terms(
-        images, arrays.flat(gradient), held, channels, View(score, (images,)), View(drawn, (images, height * width))
-    )
+        images, arrays.flat(gradient), held, int(is_same), step, channels, View(score, (images,)),
+        View(drawn, (images, height * width)),
+    )  # fmt: skip
     return score, drawn
 
 
