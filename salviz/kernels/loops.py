@@ -144,8 +144,9 @@ class Loop:
         if self._compiled is None:
             given: Any = types.Tuple((WHOLE, *self._given))  # type: ignore[no-untyped-call]
             pointer = types.CPointer(given)  # type: ignore[no-untyped-call]
-            self._compiled = _kept(numba.cfunc, types.void(pointer))(self._function)
-            self._address = self._compiled.address
+            compiled = _kept(numba.cfunc, types.void(pointer))(self._function)
+            # The address first: another thread calls it as soon as there is something compiled.
+            self._address, self._compiled = compiled.address, compiled
         address, _ = words.buffer_info()
         team.run(self._address, address, is_alone=count == 1)
 
