@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from salviz import engine, kernels
-from salviz.kernels import arrays, compiled
+from salviz.kernels import arrays, compiled, compiled_rescaling
 from salviz.methods.paths.guided import GuidedPath
 from tests.models import classifier_of
 
@@ -289,9 +289,10 @@ def test_methods_give_the_same_with_and_without(method: str, monkeypatch: pytest
     classifier = dataclasses.replace(classifier_of(net, size=16, classes=4), channels_last=True)
     x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     used = []
-    for name in ("terms", "clip_terms", "clip_slopes", "clip_shares"):
-        loop = getattr(compiled, name)
-        monkeypatch.setattr(compiled, name, lambda *args, loop=loop: (used.append(1), loop(*args)))
+    loops = [(compiled, "terms"), (compiled, "clip_terms"), (compiled, "clip_shares")]
+    for place, name in [*loops, (compiled_rescaling, "clip_slopes")]:
+        loop = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args, loop=loop: (used.append(1), loop(*args)))
 
     def maps() -> engine.Explained:
         return engine.explain(classifier, x, method=method, digests=["a", "b", "c"])

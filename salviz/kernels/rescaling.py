@@ -27,7 +27,7 @@ def clip_slopes(z: Tensor, bounds: tuple[float, float], z0: Tensor, slope: Tenso
     """
     if not arrays.is_apt(z, z0, slope) or not arrays.is_baseline(z0, z) or slope.shape != z.shape:
         return False
-    from salviz.kernels import compiled
+    from salviz.kernels import compiled_rescaling as compiled
 
     z_ = arrays.places(z)
     z0_ = arrays.places(z0)
@@ -65,7 +65,7 @@ def slopes(
     z_, out_, z0_, out0_, slope_ = (arrays.rows(part, of_features=not z.is_contiguous()) for part in given)
     if z_ is None or out_ is None or z0_ is None or out0_ is None or slope_ is None:
         return None
-    from salviz.kernels import compiled
+    from salviz.kernels import compiled_rescaling as compiled
 
     starts = np.empty(z_.shape[0] + 1, np.int64)
     compiled.slopes(z0_.shape[0], z_, out_, z0_, out0_, near, slope_, starts[1:])
@@ -99,7 +99,7 @@ def norms(
     z_, z0_ = arrays.rows(z), arrays.rows(z0)
     if z_ is None or z0_ is None:
         return None
-    from salviz.kernels import compiled
+    from salviz.kernels import compiled_rescaling as compiled
 
     out, both, out0 = torch.empty_like(z), torch.empty_like(z), torch.empty_like(z0)
     scales = z.new_empty(*z.shape[:-1], 1)
@@ -135,7 +135,7 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor, weig
     given, held, made0 = arrays.rows(gradient.contiguous()), arrays.rows(both), arrays.rows(out0)
     if given is None or held is None or made0 is None:
         return None
-    from salviz.kernels import compiled
+    from salviz.kernels import compiled_rescaling as compiled
 
     back = torch.empty_like(both)
     compiled.norms_back(
