@@ -59,8 +59,9 @@ def test_every_thing_is_done_once_and_each_thread_has_its_share(wanted: int, cou
 
 
 def test_this_pytorchs_threads_are_known() -> None:
-    libraries = list((Path(torch.__file__).parent / "lib").glob("libgomp*"))
-    assert bool(libraries) == (team.OPENMP is not None)
+    # One that does not come with PyTorch may be known as well.
+    if list((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+        assert team.OPENMP is not None
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux counts them")

@@ -25,7 +25,9 @@ def _rescale(sizes: Array, low_bits: np.int32, high_bits: np.int32, channels: in
     low, high = np.int32(low_bits).view(np.float32), np.int32(high_bits).view(np.float32)
     offset, share = low * np.float32(channels), _ONE / (high - low) if high > low else _ZERO
     for p in range(len(sizes)):
-        sizes[p] = (sizes[p] - offset) * share
+        rescaled = (sizes[p] - offset) * share
+        # Rounding of what is nearly alike.
+        sizes[p] = _ZERO if rescaled < _ZERO else rescaled
 
 
 @loop(F2, F2, WHOLE, WHOLE, WHOLE, F1, F2)
@@ -260,15 +262,17 @@ def add_sample_to_four(call: Any) -> None:
         share, less = _ONE / count, count - _ONE
         of_fourth = count * count - np.float32(3) * count + np.float32(3)
         for f in range(sample.shape[1]):
-            before, held, third = mean[f], square[f], cube[f]
-            delta = given[f] - before
+            here, before, held, third = given[f], mean[f], square[f], cube[f]
+            delta = here - before
             step = delta * share
             term = delta * step * less
             twice = step * step
             fourth[f] += term * twice * of_fourth + np.float32(6) * twice * held - np.float32(4) * step * third
             cube[f] = third + term * step * (count - np.float32(2)) - np.float32(3) * step * held
-            square[f] = held + term
-            mean[f] = before + step
+            # As `add_sample` does: the same samples have the same variance.
+            after = before + delta * share
+            square[f] = held + delta * (here - after)
+            mean[f] = after
 
 
 @loop(F2, F2, REAL, F1)

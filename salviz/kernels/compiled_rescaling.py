@@ -95,14 +95,20 @@ def near_ones(call: Any) -> None:
 
 @inner
 def _mean_and_deviation(row: Array, share: np.float32, eps: np.float32) -> tuple[np.float32, np.float32]:
-    total = _ZERO
-    for c in range(len(row)):
-        total += row[c]
-    mean = total * share
-    squares = _ZERO
-    for c in range(len(row)):
-        centred = row[c] - mean
-        squares += centred * centred
+    # Groups of channels make rows of a hundred thousand and more, of which single precision would lose some digits.
+    total, squares = 0.0, 0.0
+    for start in range(0, len(row), _BLOCK):
+        near, part_ = row[start : start + _BLOCK], _ZERO
+        for c in range(len(near)):
+            part_ += near[c]
+        total += part_
+    mean = np.float32(total * share)
+    for start in range(0, len(row), _BLOCK):
+        near, part_ = row[start : start + _BLOCK], _ZERO
+        for c in range(len(near)):
+            centred = near[c] - mean
+            part_ += centred * centred
+        squares += part_
     return mean, np.float32(np.sqrt(squares * share + eps))
 
 
@@ -148,12 +154,18 @@ def norms_back(call: Any) -> None:
     length = gradient.shape[1]
     for r in range(first, last):
         given, held, made0, left = gradient[r], both[r], out0[r % len(out0)], back[r]
-        total, shares, handed = _ZERO, _ZERO, _ZERO
-        for c in range(length):
-            here = given[c] * weight[c]
-            total += here
-            shares += held[c]
-            handed += here * made0[c]
-        mean = (scales[r] * total + handed * shares) / np.float32(length)
+        total, shares, handed_ = 0.0, 0.0, 0.0
+        for start in range(0, length, _BLOCK):
+            stop = start + _BLOCK
+            near, held_, before, factor = given[start:stop], held[start:stop], made0[start:stop], weight[start:stop]
+            part_, of_held, of_before = _ZERO, _ZERO, _ZERO
+            for c in range(len(near)):
+                here = near[c] * factor[c]
+                part_ += here
+                of_held += held_[c]
+                of_before += here * before[c]
+            total, shares, handed_ = total + part_, shares + of_held, handed_ + of_before
+        handed = np.float32(handed_)
+        mean = np.float32((scales[r] * total + handed * shares) / length)
         for c in range(length):
             left[c] = given[c] * weight[c] * scales[r] + held[c] * handed - mean

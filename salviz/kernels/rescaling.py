@@ -96,6 +96,8 @@ def norms(
         return None
     if not weight.shape == bias.shape == z.shape[-1:]:
         return None
+    # Of a part of the tokens one image alone is in one piece, and several are not: all go the same way.
+    z, z0 = z.contiguous(), z0.contiguous()
     z_, z0_ = arrays.rows(z), arrays.rows(z0)
     if z_ is None or z0_ is None:
         return None

@@ -75,19 +75,20 @@ class Estimate:
             sample: `(N, ...)`, or `(R, ...)` for some rows.
             rows: `(R,)` indices of the images it belongs to; all where None.
         """
-        if rows is not None and len(rows) < len(self.count):
-            self.count[rows] += 1
-            moments = [moment[rows] for moment in self._moments]
-            _take(sample, self._wide(self.count[rows]), *moments)
-            for moment, taken in zip(self._moments, moments, strict=True):
-                moment[rows] = taken
-            return
-        self.count += 1
+        is_part = rows is not None and len(rows) < len(self.count)
+        chosen = rows if is_part else slice(None)
+        self.count[chosen] += 1
+        count = self.count[chosen]
         # In two orders of memory each step takes several times as long.
         layout = kernels.layout(sample)
-        self._moments = [moment.contiguous(memory_format=layout) for moment in self._moments]
-        if not kernels.add_sample(sample, self.count, *self._moments):
-            _take(sample, self._wide(self.count), *self._moments)
+        moments = [moment[chosen].contiguous(memory_format=layout) for moment in self._moments]
+        if not kernels.add_sample(sample, count, *moments):
+            _take(sample, self._wide(count), *moments)
+        if is_part:
+            for moment, taken in zip(self._moments, moments, strict=True):
+                moment[chosen] = taken
+        else:
+            self._moments = moments
 
     def variance(self, *, ddof: int = 1) -> Tensor:
         """`(N, ...)` variance of the samples; zero before there are enough."""

@@ -6,8 +6,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from salviz.kernels import arrays
+from salviz.methods.gradients.terms import FullGradTerms
 from salviz.methods.masks import machinery
+from salviz.methods.paths.deeplift import _head_slope
+from salviz.methods.paths.rescale import rescaled_norm
 from salviz.methods.relevance import rules
+from salviz.methods.sampling import Estimate, VarianceEstimate
+from salviz.targets import ClassTarget
 
 LAYERS = {
     "convolution": ((2, 6, 5, 4), (8, 6, 3, 3), lambda x, w, b: F.conv2d(x, w, b, padding=1)),
@@ -97,3 +102,64 @@ def test_what_loops_hand_back_has_no_gradient_of_its_own() -> None:
         (first,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             first.sum().backward()
+
+
+@pytest.mark.parametrize("output", ["logit", "probability"])
+@pytest.mark.parametrize("against", [None, [3, 4, 5, 6, 7]])
+def test_a_heads_slope_does_not_depend_on_the_batch(output: str, against: list[int] | None) -> None:
+    target = ClassTarget(torch.arange(5), output, None if against is None else torch.tensor(against))
+    logits, logits0 = 3 * noise(5, 37, seed=9), noise(1, 37, seed=10).expand(5, 37)
+    found = _head_slope(target, logits, logits0)
+    change = target.score(logits.double()) - target.score(logits0.double())
+    torch.testing.assert_close((found.double() * (logits - logits0)).sum(1), change, rtol=0, atol=1e-5)
+    for n in range(5):
+        one = slice(n, n + 1)
+        assert torch.equal(_head_slope(target.part(one), logits[one], logits0[one])[0], found[n])
+
+
+@pytest.mark.usefixtures("loops")
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("kind", [Estimate, VarianceEstimate])
+def test_moments_of_an_image_do_not_depend_on_who_is_done(kind: type[Estimate], is_last: bool) -> None:
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    samples = [noise(2, 3, 9, 7, seed=20 + step).contiguous(memory_format=layout) for step in range(12)]
+    pair, alone, plain = kind(samples[0]), kind(samples[0][:1]), Estimate(samples[0][:1])
+    for step, sample in enumerate(samples):
+        is_done = step >= 8
+        pair.add(sample[:1] if is_done else sample, torch.tensor([0]) if is_done else None)
+        alone.add(sample[:1])
+        plain.add(sample[:1])
+    assert pair.count.tolist() == [12, 8]
+    for one, other in zip(pair._moments, alone._moments, strict=True):
+        assert torch.equal(one[:1], other)
+    assert torch.equal(alone.variance(), plain.variance())
+    exact = torch.stack(samples)[:, :1].double()
+    torch.testing.assert_close(alone.variance().double(), exact.var(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("loops")
+def test_a_norm_of_some_tokens_does_not_depend_on_the_batch() -> None:
+    z, z0, weight, bias = noise(3, 5, 16, seed=11), noise(1, 5, 16, seed=12), noise(16, seed=13), noise(16, seed=14)
+    whole = rescaled_norm(F.layer_norm, z0[:, 1:], z[:, 1:], (16,), weight, bias)
+    torch.testing.assert_close(whole, F.layer_norm(z[:, 1:], (16,), weight, bias), rtol=0, atol=2e-6)
+    for n in range(3):
+        alone = rescaled_norm(F.layer_norm, z0[:, 1:], z[n : n + 1, 1:], (16,), weight, bias)
+        assert torch.equal(alone[0], whole[n])
+
+
+@pytest.mark.usefixtures("loops")
+def test_a_long_rows_norm_is_as_exact_as_a_short_ones() -> None:
+    z, z0 = 1 + noise(2, 64, 40, 40, seed=15), noise(1, 64, 40, 40, seed=16)
+    found = rescaled_norm(F.group_norm, z0, z, 1)
+    torch.testing.assert_close(found.double(), F.group_norm(z.double(), 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("loops")
+def test_what_is_nearly_alike_is_never_drawn_below_nothing() -> None:
+    gradient = torch.full((1, 24, 5, 5), 0.1).contiguous(memory_format=torch.channels_last)
+    gradient[0, 3, 2, 2] = 0.1001
+    terms = FullGradTerms(torch.zeros(1, 3, 5, 5))
+    terms.add(gradient, torch.ones(24))
+    assert (terms.saliency((5, 5)) >= 0).all()
+    # The only one that is not the least, but for what rounding leaves of the others.
+    torch.testing.assert_close(terms.saliency((5, 5))[0, 2, 2], torch.tensor(1.0), rtol=0, atol=0.02)

@@ -91,8 +91,9 @@ def _seen(terms: Tensor) -> Terms:
     size = terms.abs_()
     low, high = (end.view(-1, 1, 1) for end in (_smallest(size), size.amax(dim=(1, 2, 3))))
     span = high - low
-    # Rescaling is the same for all channels, so it can follow their sum.
-    return score, (size.sum(dim=1) - size.shape[1] * low) * torch.where(span > 0, 1 / span, torch.zeros_like(span))
+    # Rescaling is the same for all channels, so it can follow their sum. Of what is nearly alike rounding is left.
+    above = (size.sum(dim=1) - size.shape[1] * low).clamp_(min=0)
+    return score, above * torch.where(span > 0, 1 / span, torch.zeros_like(span))
 
 
 def _joined(found: Iterable[Terms]) -> Terms:

@@ -160,11 +160,15 @@ def _head_slope(target: ClassTarget, logits: Tensor, logits0: Tensor) -> Tensor:
     For a logit it is its gradient; for a probability it makes the changes of the logits add up to the score's.
     """
     points, weights = np.polynomial.legendre.leggauss(_NODES)
-    at, share = (torch.tensor(values / 2, dtype=logits.dtype, device=logits.device) for values in (points + 1, weights))
+    at = torch.tensor((points + 1) / 2, dtype=logits.dtype, device=logits.device)
     with torch.enable_grad():
         leaf = torch.lerp(logits0, logits, at.view(-1, 1, 1)).flatten(0, 1).requires_grad_(True)
         (gradient,) = torch.autograd.grad(target.repeat(_NODES).score(leaf).sum(), leaf)
-    return torch.einsum("p,pnk->nk", share, gradient.view(_NODES, *logits.shape))
+    total = torch.zeros_like(logits)
+    # One by one: a matrix product would add up in an order that depends on the batch.
+    for part, weight in zip(gradient.view(_NODES, *logits.shape), (weights / 2).tolist(), strict=True):
+        total.add_(part, alpha=weight)
+    return total
 
 
 def _multiplier(
