@@ -68,8 +68,11 @@ def rows(tensor: Tensor, *, of_features: bool = False) -> View | None:
     """
     if of_features:
         return places(tensor) if is_last(tensor) else None
-    if tensor.ndim < 2 or not tensor.is_contiguous():
-        return None
+    return table(tensor) if tensor.ndim >= 2 and tensor.is_contiguous() else None
+
+
+def table(tensor: Tensor) -> View:
+    """A contiguous `(N, ..., C)` as `(R, C)`."""
     length = tensor.shape[-1]
     return View(tensor, (tensor.numel() // length, length))
 

@@ -11,23 +11,35 @@ from typing import Any
 
 import numpy as np
 
-from salviz.kernels.loops import F1, F2, F3, I2, REAL, WHOLE, Array, inner, loop, number, part
+from salviz.kernels.loops import (
+    F1,
+    F2,
+    F3,
+    I2,
+    NONE_YET,
+    ONE,
+    REAL,
+    WHOLE,
+    ZERO,
+    Array,
+    inner,
+    loop,
+    number,
+    part,
+)  # fmt: skip
 
-_ZERO: Any = np.float32(0)
-_ONE: Any = np.float32(1)
 _INFINITE: Any = np.float32(np.inf)
-_NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
 
 
 @inner
 def _rescale(sizes: Array, low_bits: np.int32, high_bits: np.int32, channels: int) -> None:
     """Change sums of sizes, so that each size lies between 0 and 1; or is 0, where all are alike."""
     low, high = np.int32(low_bits).view(np.float32), np.int32(high_bits).view(np.float32)
-    offset, share = low * np.float32(channels), _ONE / (high - low) if high > low else _ZERO
+    offset, share = low * np.float32(channels), ONE / (high - low) if high > low else ZERO
     for p in range(len(sizes)):
         rescaled = (sizes[p] - offset) * share
         # Rounding of what is nearly alike.
-        sizes[p] = _ZERO if rescaled < _ZERO else rescaled
+        sizes[p] = ZERO if rescaled < ZERO else rescaled
 
 
 @loop(F2, F2, WHOLE, WHOLE, WHOLE, F1, F2)
@@ -40,12 +52,12 @@ def terms(call: Any) -> None:
     images, gradient, constant, is_same, step, channels, scores, drawn = call[0]
     first, last = part(images)
     for n in range(first, last):
-        score, low, high = 0.0, _NONE_YET, np.int32(0)
+        score, low, high = 0.0, NONE_YET, np.int32(0)
         for start in range(0, gradient.shape[1], step):
             given = gradient[n, start : start + step]
             held = constant[0, : len(given)] if is_same else constant[n, start : start + step]
             # What does not ask which channel it is goes over places and channels in one, many at a time.
-            total = _ZERO
+            total = ZERO
             for f in range(len(given)):
                 term = given[f] * held[f]
                 total += term
@@ -54,7 +66,7 @@ def terms(call: Any) -> None:
             score += total
             place = start // channels
             for f in range(0, len(given), channels):
-                size, here, of_here = _ZERO, given[f : f + channels], held[f : f + channels]
+                size, here, of_here = ZERO, given[f : f + channels], held[f : f + channels]
                 for c in range(channels):
                     size += abs(here[c] * of_here[c])
                 drawn[n, place] = size
@@ -71,18 +83,18 @@ def clip_terms(call: Any) -> None:
     cap = np.float32(bound)
     places, channels = gradient.shape[1:]
     for n in range(first, last):
-        score, low, high = 0.0, _NONE_YET, np.int32(0)
-        cap_score, cap_low, cap_high = 0.0, _NONE_YET, np.int32(0)
+        score, low, high = 0.0, NONE_YET, np.int32(0)
+        cap_score, cap_low, cap_high = 0.0, NONE_YET, np.int32(0)
         for p in range(places):
             given, result, left = gradient[n, p], clipped[n, p], passed[n, p]
-            total, size = _ZERO, _ZERO
-            cap_total, cap_size = _ZERO, _ZERO
+            total, size = ZERO, ZERO
+            cap_total, cap_size = ZERO, ZERO
             for c in range(channels):
                 # Read once, into names: else the compiler asks memory again.
                 here, at = given[c], result[c]
-                held = here if at >= cap else _ZERO
-                let = _ZERO if at >= cap else here
-                let = _ZERO if at <= _ZERO else let
+                held = here if at >= cap else ZERO
+                let = ZERO if at >= cap else here
+                let = ZERO if at <= ZERO else let
                 left[c] = let
                 cap_total += held
                 held = abs(held)
@@ -135,29 +147,29 @@ def advance(call: Any) -> None:
         at, path, slope, grew = share[n], length[n], gradient[n], grown[n]
         # What it grew is written last, and is room until then.
         way = grew
-        left = _ZERO
+        left = ZERO
         for f in range(features):
             here = at[f] if at[f] > low else low
             room = high - here
-            room = room if room > _ZERO else _ZERO
+            room = room if room > ZERO else ZERO
             way[f] = room * path[f]
             left += way[f]
             # Features at the top of the band, and those without a way to go, are in no group.
             size = np.float32(abs(slope[f]))
-            size = _INFINITE if room <= arrived or path[f] == _ZERO else size
+            size = _INFINITE if room <= arrived or path[f] == ZERO else size
             order[f] = np.float32(size).view(np.int32)
-        left = max(left - (high - np.float32(middle)) * totals[n], _ZERO)
+        left = max(left - (high - np.float32(middle)) * totals[n], ZERO)
         coarse[:] = 0
         for f in range(features):
             coarse[order[f] >> 15] += 1
-        whole, partly, share_, gone, start = np.int32(-1), np.int32(-1), _ZERO, _ZERO, 0
+        whole, partly, share_, gone, start = np.int32(-1), np.int32(-1), ZERO, ZERO, 0
         while start < features and partly < 0:
             threshold = _of_rank(order, coarse, fine, min(start + group, features) - 1)
             # Equal gradients go together, so a group can be larger than asked for and the next one starts later.
-            start, reach = 0, _ZERO
+            start, reach = 0, ZERO
             for f in range(features):
                 start += order[f] <= threshold
-                reach += way[f] if order[f] <= threshold else _ZERO
+                reach += way[f] if order[f] <= threshold else ZERO
             if reach <= left:
                 whole = threshold
             else:
@@ -166,9 +178,9 @@ def advance(call: Any) -> None:
         for f in range(features):
             here = at[f] if at[f] > low else low
             room = high - here
-            room = room if room > _ZERO else _ZERO
-            move = share_ if order[f] <= partly else _ZERO
-            move = _ONE if order[f] <= whole else move
+            room = room if room > ZERO else ZERO
+            move = share_ if order[f] <= partly else ZERO
+            move = ONE if order[f] <= whole else move
             here += room * move
             grew[f] = here - at[f]
             at[f] = here
@@ -184,7 +196,7 @@ def clip_shares(call: Any) -> None:
         made, found = value[r], whole[r]
         for c in range(value.shape[1]):
             here, total = made[c], found[c] + stabiliser
-            clipped = _ZERO if here < _ZERO else here
+            clipped = ZERO if here < ZERO else here
             clipped = cap if clipped > cap else clipped
             made[c] = clipped
             found[c] = clipped / total
@@ -201,8 +213,8 @@ def split(call: Any) -> None:
         for c in range(length):
             here = given[c]
             # What is no number is none in both.
-            over[c] = _ZERO if here < _ZERO else here
-            under[c] = _ZERO if here > _ZERO else here
+            over[c] = ZERO if here < ZERO else here
+            under[c] = ZERO if here > ZERO else here
 
 
 @loop(F2, F2, F2)
@@ -215,7 +227,7 @@ def unite(call: Any) -> None:
         held, of_over, of_under, made = both[r], gradient[r, :length], gradient[r, length:], back[r]
         for c in range(length):
             over, under = of_over[c], of_under[c]
-            made[c] = under if held[c] <= _ZERO else over
+            made[c] = under if held[c] <= ZERO else over
 
 
 @loop(F1, F3, F2, F2)
@@ -227,7 +239,7 @@ def between(call: Any) -> None:
     for p in range(first, last):
         place = strength[p] * np.float32(top)
         # Compared before it is cut: what is no number, or infinite, is no integer either.
-        inside = place if place > _ZERO else _ZERO
+        inside = place if place > ZERO else ZERO
         below = int(inside) if inside < np.float32(top) else top - 1
         share = place - np.float32(below)
         for c in range(3):
@@ -242,7 +254,7 @@ def add_sample(call: Any) -> None:
     images, sample, counts, means, squares = call[0]
     first, last = part(images)
     for n in range(first, last):
-        given, mean, square, share = sample[n], means[n], squares[n], _ONE / counts[n]
+        given, mean, square, share = sample[n], means[n], squares[n], ONE / counts[n]
         for f in range(sample.shape[1]):
             here, before = given[f], mean[f]
             delta = here - before
@@ -259,7 +271,7 @@ def add_sample_to_four(call: Any) -> None:
     for n in range(first, last):
         given, mean, square, cube, fourth = sample[n], means[n], squares[n], cubes[n], fourths[n]
         count = counts[n]
-        share, less = _ONE / count, count - _ONE
+        share, less = ONE / count, count - ONE
         of_fourth = count * count - np.float32(3) * count + np.float32(3)
         for f in range(sample.shape[1]):
             here, before, held, third = given[f], mean[f], square[f], cube[f]
@@ -281,7 +293,7 @@ def dots(call: Any) -> None:
     rows, a, b, scale, made = call[0]
     first, last = part(rows)
     for r in range(first, last):
-        total = _ZERO
+        total = ZERO
         for c in range(a.shape[1]):
             total += a[r, c] * b[r, c]
         made[r] = total * np.float32(scale)

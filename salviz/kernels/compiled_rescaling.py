@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from salviz.kernels.loops import F1, F2, L1, REAL, Array, inner, loop, part
+from salviz.kernels.loops import F1, F2, L1, NONE_YET, ONE, REAL, ZERO, Array, inner, loop, part
 
-_ZERO: Any = np.float32(0)
-_ONE: Any = np.float32(1)
-_NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
 _BLOCK = 2**13
 """Entries of a baseline that stay near while they are compared with those of each image in turn."""
 _PIECE = 64
@@ -43,8 +40,8 @@ def clip_slopes(call: Any) -> None:
                     made, made0 = high if above > high else above, high if above0 > high else above0
                     quotient = (made - made0) / (here - start)
                     # Of no difference at all the derivative.
-                    still = _ONE if start > low else _ZERO
-                    still = still if start < high else _ZERO
+                    still = ONE if start > low else ZERO
+                    still = still if start < high else ZERO
                     found[c] = still if here == start else quotient
                     given[c] = made
 
@@ -82,7 +79,7 @@ def near_ones(call: Any) -> None:
         for start in range(0, length, _PIECE):
             given, before = z[r, start : start + _PIECE], z0[r % len(z0), start : start + _PIECE]
             # Most pieces have none, and the smallest is found of many at a time.
-            smallest = _NONE_YET
+            smallest = NONE_YET
             for c in range(len(given)):
                 smallest = min(smallest, np.float32(abs(given[c] - before[c])).view(np.int32))
             if np.int32(smallest).view(np.float32) < near:
@@ -98,13 +95,13 @@ def _mean_and_deviation(row: Array, share: np.float32, eps: np.float32) -> tuple
     # Groups of channels make rows of a hundred thousand and more, of which single precision would lose some digits.
     total, squares = 0.0, 0.0
     for start in range(0, len(row), _BLOCK):
-        near, part_ = row[start : start + _BLOCK], _ZERO
+        near, part_ = row[start : start + _BLOCK], ZERO
         for c in range(len(near)):
             part_ += near[c]
         total += part_
     mean = np.float32(total * share)
     for start in range(0, len(row), _BLOCK):
-        near, part_ = row[start : start + _BLOCK], _ZERO
+        near, part_ = row[start : start + _BLOCK], ZERO
         for c in range(len(near)):
             centred = near[c] - mean
             part_ += centred * centred
@@ -136,7 +133,7 @@ def norms(call: Any) -> None:
         m = r % len(z0)
         mean, deviation = _mean_and_deviation(z[r], of_row, eps)
         mean0 = means0[m]
-        scale = _ONE / deviation
+        scale = ONE / deviation
         share = -of_row * scale / (deviation + deviations0[m])
         given, before, made, held = z[r], z0[m], out[r], both[r]
         for c in range(z.shape[1]):
@@ -158,7 +155,7 @@ def norms_back(call: Any) -> None:
         for start in range(0, length, _BLOCK):
             stop = start + _BLOCK
             near, held_, before, factor = given[start:stop], held[start:stop], made0[start:stop], weight[start:stop]
-            part_, of_held, of_before = _ZERO, _ZERO, _ZERO
+            part_, of_held, of_before = ZERO, ZERO, ZERO
             for c in range(len(near)):
                 here = near[c] * factor[c]
                 part_ += here

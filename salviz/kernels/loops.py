@@ -32,6 +32,11 @@ I2 = types.Array(types.int32, 2, "C")
 L1 = types.Array(types.int64, 1, "C")
 REAL, WHOLE = types.float64, types.int64
 
+ZERO: Any = np.float32(0)
+ONE: Any = np.float32(1)
+NONE_YET: Any = np.int32(np.float32(np.inf).view(np.int32))
+"""Larger than the bits of any size: those of infinity."""
+
 for _name, _address in (("salviz_thread", team.THREAD), ("salviz_threads", team.THREADS)):
     llvmlite.binding.add_symbol(_name, _address)
 _thread: Any = types.ExternalFunction("salviz_thread", types.int32())

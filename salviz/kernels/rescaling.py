@@ -98,9 +98,7 @@ def norms(
         return None
     # Of a part of the tokens one image alone is in one piece, and several are not: all go the same way.
     z, z0 = z.contiguous(), z0.contiguous()
-    z_, z0_ = arrays.rows(z), arrays.rows(z0)
-    if z_ is None or z0_ is None:
-        return None
+    z_, z0_ = arrays.table(z), arrays.table(z0)
     from salviz.kernels import compiled_rescaling as compiled
 
     out, both, out0 = torch.empty_like(z), torch.empty_like(z), torch.empty_like(z0)
@@ -134,8 +132,8 @@ def norms_back(gradient: Tensor, both: Tensor, out0: Tensor, scale: Tensor, weig
         or weight.shape != gradient.shape[-1:]
     ):
         return None
-    given, held, made0 = arrays.rows(gradient.contiguous()), arrays.rows(both), arrays.rows(out0)
-    if given is None or held is None or made0 is None:
+    given, held, made0 = arrays.table(gradient.contiguous()), arrays.rows(both), arrays.rows(out0)
+    if held is None or made0 is None:
         return None
     from salviz.kernels import compiled_rescaling as compiled
 

@@ -20,13 +20,15 @@ def _openmp() -> ctypes.CDLL | None:
     """
     try:
         found = ctypes.CDLL(None)
-        known = (found.GOMP_parallel, found.omp_get_thread_num, found.omp_get_num_threads)
-    except (AttributeError, OSError, TypeError):
+    except (OSError, TypeError):
+        return None
+    is_used = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    if not is_used or not all(hasattr(found, name) for name in names):
         return None
     found.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     found.GOMP_parallel.restype = None
-    is_used = torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
-    return found if is_used and all(known) else None
+    return found
 
 
 OPENMP = _openmp()

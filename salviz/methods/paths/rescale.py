@@ -211,19 +211,20 @@ def rescaled_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """A layer or group norm: `extent` is the normalised shape or the number of groups."""
-    is_grouped = func is not F.layer_norm
-    flat, flat0 = (
-        part.reshape(len(part), extent, -1) if is_grouped else part.flatten(-len(extent)) for part in (z, z0)
-    )
-    one, none = z.new_ones(flat.shape[-1]), z.new_zeros(flat.shape[-1])
-    if not is_grouped:
-        one, none = (
-            one if weight is None else weight.detach().flatten(),
-            none if bias is None else bias.detach().flatten(),
-        )
-        weight = bias = None
-    out: Tensor = _RescaledNorm.apply(flat, flat0, eps, one, none).reshape(z.shape)
+    if func is F.layer_norm:
+        flat, flat0 = (part.flatten(-len(extent)) for part in (z, z0))
+        return _normed(flat, flat0, eps, weight, bias).reshape(z.shape)
     # A group has more channels than one, each with a weight of its own.
-    affine = (z.shape[1], *(1,) * (z.ndim - 2))
+    flat, flat0 = (part.reshape(len(part), extent, -1) for part in (z, z0))
+    out, affine = _normed(flat, flat0, eps).reshape(z.shape), (z.shape[1], *(1,) * (z.ndim - 2))
     out = out if weight is None else out * weight.view(affine)
     return out if bias is None else out + bias.view(affine)
+
+
+def _normed(z: Tensor, z0: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """See `_RescaledNorm`; `weight` and `bias` have as many entries as the last dimension, or are left out."""
+    length = z.shape[-1]
+    scale = z.new_ones(length) if weight is None else weight.detach().flatten()
+    shift = z.new_zeros(length) if bias is None else bias.detach().flatten()
+    normed: Tensor = _RescaledNorm.apply(z, z0, eps, scale, shift)
+    return normed
